@@ -29,7 +29,7 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import EXIT_STATUSES, SettingsError
 from lidar_cli.explain.settings_text import described
 from lidar_cli.explain.topics import PAGE_NAMES, explain, list_topics, topic_names
-from lidar_cli.ranking.group_metrics import ORDERS
+from lidar_cli.ranking.group_metrics import AGREEMENT_OF, DSE_OF, ORDERS
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import COMMANDS, Panel, ScoreSettings, flags
 from lidar_cli.views.methods import RECIPES
@@ -282,11 +282,10 @@ def on_terminal(*words: str, columns: int) -> str:
 
 def test_the_summary_is_that_of_the_study() -> None:
     """Mean and worst case over the settings, and points lost, from the CSV of every setting."""
-    (results,) = RESULTS.glob("study-seed0-*.csv")
-    rows = list(csv.DictReader(io.StringIO(results.read_text(encoding="utf-8"))))
+    rows = study_settings()
     summary = summary_rows()
-    measured = {row["metric"] for row in rows} & METRICS.keys()
-    assert measured >= {name for name, metric in METRICS.items() if metric.is_default}
+    measured = {row["metric"] for row in rows}
+    assert measured >= {*METRICS, "agreement"} - {*DSE_OF, "rankme_dense"}
     assert {(row["scope"], row["metric"]) for row in summary} == {
         (scope, metric) for scope in ("pooled", "within") for metric in measured
     }
@@ -306,6 +305,13 @@ def test_the_summary_is_that_of_the_study() -> None:
         assert float(line["loss_most"]) == pytest.approx(max(lost), abs=0.0501)
 
 
+def study_settings() -> list[dict[str, str]]:
+    """The CSV of every setting, in which the mean of ranks has the name that `rank` prints."""
+    text = (RESULTS / "study" / "settings.csv").read_text(encoding="utf-8")
+    mean_of_ranks = " + ".join(AGREEMENT_OF)
+    return list(csv.DictReader(io.StringIO(text.replace(mean_of_ranks, "agreement"))))
+
+
 def summary_rows() -> list[dict[str, str]]:
     text = (FOLDER / "study.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
@@ -316,41 +322,123 @@ def best(scope: str, column: str, *, lowest: bool = False) -> str:
     return sorted(rows, key=lambda row: float(row[column]) * (1 if lowest else -1))[0]["metric"]
 
 
+def correlations(metric: str, *, pooled: bool, **where: str) -> list[float]:
+    return [
+        float(row["spearman"])
+        for row in study_settings()
+        if row["metric"] == metric
+        and (row["method"] == "all") is pooled
+        and all(row[name] == value for name, value in where.items())
+    ]
+
+
 def test_what_the_texts_say_of_the_study_follows_from_its_summary() -> None:
-    pooled = {row["metric"]: row for row in summary_rows() if row["scope"] == "pooled"}
     text = " ".join(explain("study").split())
-    assert "Within one method `lidar` is first, by mean and by worst case" in text
-    assert best("within", "spearman_mean") == best("within", "spearman_worst") == "lidar"
-    assert "the checkpoint that `lidar_corrected` selects loses least" in text
-    assert best("within", "loss_mean", lowest=True) == "lidar_corrected"
-    assert "`rankme` and `rankme_augmented` have the best worst case" in text
-    worst = {metric: row["spearman_worst"] for metric, row in pooled.items()}
-    best_worst = max(worst.values(), key=float)
-    assert {m for m, value in worst.items() if value == best_worst} == {
-        "rankme",
-        "rankme_augmented",
+    of = {(row["scope"], row["metric"]): row for row in summary_rows()}
+    assert best("pooled", "spearman_worst", lowest=True) == "lidar"
+    assert best("within", "spearman_worst", lowest=True) == "lidar"
+    assert "in 33 of 66 groups of checkpoints `lidar` misleads" in text
+    signs = correlations("agreement", pooled=True) + correlations("agreement", pooled=False)
+    assert len(signs) == 66
+    assert min(signs) > 0
+    assert "is missed: +0.14 and +0.01" in text
+    assert of["pooled", "agreement"]["spearman_worst"] == "+0.14"
+    assert of["within", "agreement"]["spearman_worst"] == "+0.01"
+    assert min(correlations("retrieval", pooled=False)) == pytest.approx(-0.1, abs=0.005)
+    assert sum(rho < 0 for rho in correlations("retrieval", pooled=False)) == 1
+    assert (
+        best("pooled", "spearman_mean") == best("pooled", "loss_mean", lowest=True) == "retrieval"
+    )
+    for pooled, worst in ((True, 0.20), (False, 0.41)):
+        many = [min(correlations("retrieval", pooled=pooled, q=q)) for q in ("10", "50")]
+        assert many == pytest.approx([worst, worst], abs=0.005)
+    for data, mean in (("digits", 0.78), ("textures", 0.48), ("plain", -0.64)):
+        assert f"{mean:+.2f}" in text
+        assert np.mean(correlations("lidar", pooled=True, data=data)) == pytest.approx(
+            mean, abs=0.005
+        )
+    for q, pooled, mean in (("10", True, 0.11), ("50", True, 0.29)):
+        assert np.mean(correlations("lidar", pooled=pooled, q=q)) == pytest.approx(mean, abs=0.005)
+    for q, mean in (("10", -0.23), ("50", 0.04)):
+        assert np.mean(correlations("lidar", pooled=False, q=q)) == pytest.approx(mean, abs=0.005)
+    assert best("within", "spearman_mean") == "rotation"
+    for q in ("10", "50"):
+        assert min(correlations("pillai", pooled=False, q=q)) > 0.405
+    assert "+0.17 on average, -0.82 at worst; within one method -0.14 and -0.85" in explain("lidar")
+
+
+def study_table(title: str) -> list[list[str]]:
+    """The rows of the table of this title in study.md, without its headers."""
+    text = (RESULTS / "study" / "study.md").read_text(encoding="utf-8")
+    table = text.partition(f"**{title}")[2].split("\n\n")[1]
+    return [
+        [cell.strip() for cell in line.strip("| ").split("|")] for line in table.split("\n")[2:]
+    ]
+
+
+def test_the_texts_name_the_methods_that_failed_to_train() -> None:
+    rows = study_table("Accuracies of the search's backbones")
+    counted = [row for row in rows if row[-1] != "failed training"]
+    passing = sum(int(row[2].split(" of ")[0]) for row in counted)
+    total = sum(int(row[2].split(" of ")[1]) for row in rows)
+    text = " ".join(explain("study").split())
+    assert f"{passing} checkpoints of {total} remain" in text
+    failed: dict[str, list[str]] = {}
+    for data, method, *_ in (row for row in rows if row not in counted):
+        failed.setdefault(data, []).append(method)
+    assert failed == {
+        "digits": ["byol", "dino"],
+        "plain": ["byol", "dino", "ijepa"],
+        "textures": ["ijepa"],
     }
-    assert "a checkpoint that is 38 points or more below the best" in text
-    assert int(min(float(row["loss_most"]) for row in pooled.values())) == 38
-    for name in ("pillai", "information"):
-        assert float(pooled[name]["spearman_mean"]) < 0.2
-        assert float(pooled[name]["spearman_worst"]) < 0
-    assert "what it selects lost least" in explain("stable_rank").replace("\n", " ")
-    assert best("pooled", "loss_mean", lowest=True) == "stable_rank"
-    assert "+0.43 on average, +0.25 at worst; within one method +0.38 and -0.16" in explain("lidar")
+    assert (
+        "BYOL and DINO on `digits`, BYOL, DINO and I-JEPA on `plain`, I-JEPA on `textures`"
+    ) in text
+    left_out = study_table("The rule of choice, each set left out in turn")[-1]
+    assert [cell.split(" ")[0] for cell in left_out[2:]] == ["-0.59", "-0.45"]
+    assert "the rule of choice fails altogether: -0.59 and -0.45" in text
 
 
-def test_accuracies_of_the_study_are_those_of_its_results() -> None:
-    (results,) = RESULTS.glob("study-seed0-*.md")
-    table = results.read_text(encoding="utf-8").partition("Accuracy of linear probes")[2]
-    sets = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()[2:7]}
-    digits, plain = sets["digits"], sets["plain"]
-    text = " ".join(explain("study").split())
-    assert "reach 67 and 70 % on the first set and 79 and 80 % on the third" in text
-    assert "| 29.0 to 66.8 | 29.9 to 70.4 |" in digits
-    assert "| 28.2 to 79.2 | 23.4 to 80.3 |" in plain
-    assert "an untrained ResNet has 54 and 57 %" in text
-    assert "| 53.5 |" in digits
-    assert "| 56.9 |" in plain
-    assert "within 13 points of each other" in text
-    assert "| 12.7 |" in sets["textures"]
+def test_the_texts_say_how_often_the_rule_of_distrust_is_right() -> None:
+    text = " ".join(explain("trust").split())
+    rows = {row[0]: row[1:] for row in study_table("Abstaining, groups that count")}
+    assert rows["left out"][:5] == ["66", "33", "42", "76.2", "97.0"]
+    assert (
+        "abstains in 42 of the 66 and is right in 32 of them (precision 76 %, recall 97 %" in text
+    )
+    assert rows["disagreement"][2:5] == ["38", "81.6", "93.9"]
+    assert "in 38 groups, and `lidar` misleads in 31 of them (82 %; recall 94 %)" in text
+    assert rows["below-untrained"][2:4] == ["7", "42.9"]
+    assert rows["view-noise"][2:4] == ["35", "57.1"]
+    assert rows["all-tied"][2] == rows["null-values"][2] == rows["few-degrees"][2] == "0"
+    opinions = study_table("Where the two opinions disagree")
+    assert [row[1:] for row in opinions] == [["38", "31", "8"], ["28", "2", "0"]]
+    assert "misleads in 2 of 28 groups, and `agreement` in none" in text
+    apart = {row[0]: row[1:] for row in study_table("Abstaining, runs that do not count")}
+    assert apart["rule"][:4] == ["24", "15", "12", "50.0"]
+    assert "abstains in 12 of 24 groups, and 6 of them mislead" in text
+
+
+def test_the_texts_have_the_tables_in_the_form_of_the_paper() -> None:
+    order = ("simclr", "vicreg", "dino", "byol", "ijepa")
+    title = "Spearman (Kendall) with the linear probe, by hyperparameter (runs)"
+    tables = [dict(study_column(f"{title}: {m} on fashion, projector, q = 50")) for m in order]
+    for metric in ("lidar", "rankme", "alpha_req", "agreement"):
+        name = " + ".join(AGREEMENT_OF) if metric == "agreement" else metric
+        cells = " | ".join(table[name].split(" ")[0] for table in tables)
+        assert f"| `{metric}` | {cells} |" in (FOLDER / "study.md").read_text(encoding="utf-8")
+    ahead = [
+        float(t["lidar"].split()[0])
+        > float(t["rankme"].split()[0])
+        > float(t["alpha_req"].split()[0])
+        for t in tables
+    ]
+    assert ahead == [True] * 4 + [False]
+    noise = {(row[0], row[1]): row[4:7] for row in study_table("Standard deviations over")}
+    assert noise["lidar", "backbone"] == ["3.39", "1.34", "12.5"]
+    assert noise["accuracy", "backbone"] == ["0.00751", "-", "0.028"]
+
+
+def study_column(title: str) -> list[tuple[str, str]]:
+    """The first and the last cell of each row of a table of study.md."""
+    return [(row[0], row[-1]) for row in study_table(title)]

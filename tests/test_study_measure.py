@@ -85,8 +85,8 @@ def test_a_file_with_other_columns_is_refused(tmp_path: Path) -> None:
     assert path.read_text() == "set,name\na,x\n"
 
 
-def test_numbers_are_read_as_they_were_measured(tmp_path: Path) -> None:
-    value = 0.1 + 0.2
+def test_numbers_are_read_as_they_were_measured_with_seven_digits(tmp_path: Path) -> None:
+    value = 1 / 3
     plant(tmp_path, "simclr-00", 0.7, lambda layer: {"lidar": value}, crop=0.25, index=3)
     plant(tmp_path, "simclr-01", 0.0, lambda layer: {}, failed="row 3 is NaN")
     results = read_results(tmp_path)
@@ -94,7 +94,7 @@ def test_numbers_are_read_as_they_were_measured(tmp_path: Path) -> None:
     assert results.failed == {("fashion", "simclr-01"): "row 3 is NaN"}
     backbone, projector = results.checkpoints
     assert (backbone.layer, projector.layer) == LAYERS
-    assert backbone.values == {"lidar": value, "rankme": None, "alpha_req": None}
+    assert backbone.values == {"lidar": 0.3333333, "rankme": None, "alpha_req": None}
     assert (backbone.accuracy, backbone.index, backbone.hyperparameters) == (0.7, 3, {"crop": 0.25})
     assert best_accuracy({"lbfgs": "0.5", "paper": "0.75"}) == 0.75
 

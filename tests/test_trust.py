@@ -163,7 +163,7 @@ def test_the_explanation_names_every_code_and_bound() -> None:
     assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == [*DOUBTS]
     assert f"less than {BOUNDS.degrees:g} d" in text
     assert (BOUNDS.nulls, BOUNDS.agreement, MIN_CHECKPOINTS) == (0.5, 0.4, 8)
-    assert "below 0, over 8 checkpoints" in text
+    assert "below 0.4, over 8 checkpoints" in text
     assert explain("believe") == text
 
 

@@ -241,6 +241,7 @@ def tables(study: Study) -> list[Table]:
         _candidates_table(study),
         _summary_table("Runs that do not count, all methods together", study.apart),
         *_abstaining_tables(study),
+        *_summaries_by_views(study),
         _seeds_table(study.seeds),
         *(table for layer in LAYERS for table in _sweep_tables(layer, study.sweeps[layer])),
         *_setting_tables([*study.pooled, *study.within]),
@@ -328,6 +329,19 @@ def _summary_table(title: str, compared: Iterable[Agreement]) -> Table:
         *("groups", "nulls %", "worst Spearman at"),
     )
     return Table(title, headers, rows)
+
+
+def _summaries_by_views(study: Study) -> list[Table]:
+    """The two summary tables at each number of views."""
+    return [
+        _summary_table(f"{who}, q = {q}", [a for a in compared if a.group.q == q])
+        for q in sorted({a.group.q for a in [*study.pooled, *study.within]})
+        for who, compared in (
+            ("All methods together", study.pooled),
+            ("Within one method", study.within),
+        )
+        if compared
+    ]
 
 
 def summary_rows(study: Study) -> list[list[str]]:
