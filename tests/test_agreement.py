@@ -60,16 +60,24 @@ def ranking_of(members: list[Score], by: str = "lidar", **more: Any) -> Ranking:
     return Ranking("", ORDERS[by], 0.95, "images", groups, **more)
 
 
-APART = {"lidar": [9.0, 8.0, 7.0, 6.0], "rankme": [2.0, 9.0, 3.0, 1.0]}  # ranks 1-4; 3, 1, 2, 4
+def of_three(first: list[float], second: list[float], third: list[float] | None = None) -> Rows:
+    """Values of the three metrics of the mean, the third equal if not given; lidar as the first."""
+    third = third or [0.5] * len(first)
+    return {"lidar": [*first], "stable_rank": [*first], "lidar_corrected": [*second],
+            "stability": [*third]}  # fmt: skip
+
+
+# Ranks 1, 2, 3, 4; 3, 1, 2, 4; 2, 1, 3, 4.
+APART = of_three([9.0, 8.0, 7.0, 6.0], [2.0, 9.0, 3.0, 1.0], [0.4, 0.9, 0.3, 0.1])
+MEANS = [6 / 3, 4 / 3, 8 / 3, 12 / 3]
 
 
 def test_a_group_is_ordered_by_it_and_an_equal_value_ties() -> None:
     (group,) = ranking_of(scores(**APART), "agreement").groups
-    assert [(row.path, row.value, row.rank) for row in group.rows] == [
-        ("1", 1.5, 1), ("0", 2.0, 2), ("2", 2.5, 3), ("3", 4.0, 4),
-    ]  # fmt: skip
-    assert group.rows[0].interval.reason == "no influences of samples on lidar, rankme"
-    (equal,) = ranking_of(scores(lidar=[2.0, 1.0], rankme=[1.0, 2.0]), "agreement").groups
+    assert [(row.path, row.rank) for row in group.rows] == [("1", 1), ("0", 2), ("2", 3), ("3", 4)]
+    assert [row.value for row in group.rows] == pytest.approx(sorted(MEANS))
+    assert group.rows[0].interval.reason == f"no influences of samples on {', '.join(AGREEMENT_OF)}"
+    (equal,) = ranking_of(scores(**of_three([2.0, 1.0], [1.0, 2.0])), "agreement").groups
     assert [(row.rank, row.tied_with) for row in equal.rows] == [(1, ("1",)), (1, ("0",))]
 
 
@@ -88,15 +96,15 @@ def test_one_checkpoint_has_no_second_opinion() -> None:
 def test_each_group_has_ranks_of_its_own() -> None:
     wide = [replace(one, dim=9, file=f"wide {one.file}") for one in scores(**APART)[:2]]
     first, second = ranking_of([*scores(**APART), *wide], "agreement").groups
-    assert [row.value for row in first.rows] == [1.5, 2.0, 2.5, 4.0]
-    assert [row.value for row in second.rows] == [1.5, 1.5]
+    assert [row.value for row in first.rows] == pytest.approx(sorted(MEANS))
+    assert [row.value for row in second.rows] == pytest.approx([4 / 3, 5 / 3])
 
 
 def test_an_incomplete_group_has_none() -> None:
     rows = rows_of(scores(**APART), "lidar")
     (group,) = comparable_groups(rows, ORDERS["lidar"], 0.95, complete=False)
     assert all(row.score.value("agreement") is None for row in group.rows)
-    assert companions(group, ORDERS["lidar"]) == ["rankme"]
+    assert companions(group, ORDERS["lidar"]) == ["lidar_corrected"]
 
 
 def test_the_verdict_names_what_the_second_opinion_selects(
@@ -115,30 +123,36 @@ def test_the_verdict_names_what_the_second_opinion_selects(
     }  # fmt: skip
     swapped = ranking_of(scores(**APART), "agreement")
     assert "agreement and lidar choose different checkpoints: compare 1 with 0." in verdict(swapped)
-    same = ranking_of(scores(lidar=[9.0, 8.0], rankme=[9.0, 8.0]))
+    same = ranking_of(scores(**of_three([9.0, 8.0], [9.0, 8.0])))
     assert "choose different" not in verdict(same)
-    shared = ranking_of(scores(lidar=[9.0, 8.0], rankme=[8.0, 9.0]))  # agreement 1.5 of both
+    shared = ranking_of(scores(**of_three([9.0, 8.0], [8.0, 9.0])))  # agreement 1.5 of both
     assert "choose different" not in verdict(shared)
     for room in ("ranking", "report"):
-        monkeypatch.setattr(f"lidar_cli.{room}.group_metrics.SECOND_OPINION", "rankme")
-    assert "lidar and rankme choose different checkpoints: compare 0 with 1." in verdict(ranking)
+        monkeypatch.setattr(f"lidar_cli.{room}.group_metrics.SECOND_OPINION", "stability")
+    assert "lidar and stability choose different checkpoints: compare 0 with 1." in verdict(ranking)
 
 
 def test_checkpoints_that_tie_by_either_metric_are_no_disagreement() -> None:
     _, columns = drawn([0.0] * 3, 1.0, 100, 5)["lidar"]
     lidar, wide = [9.0, 8.0, 7.0], [column * 100 for column in columns]
-    rankme = [2.0, 9.0, 8.5]  # agreement 2.0, 1.5, 2.5
-    clear = with_influences(lidar=(lidar, columns), rankme=(rankme, columns))
-    assert "choose different" in verdict(ranking_of(clear))
-    unclear = with_influences(lidar=(lidar, columns), rankme=(rankme, wide))
-    assert "choose different" not in verdict(ranking_of(unclear))
+    other = [2.0, 9.0, 8.5]  # agreement 7/3, 4/3, 7/3
+
+    def members(influences: list[Any]) -> list[Score]:
+        first, second = (lidar, columns), (other, influences)
+        return with_influences(
+            lidar=first, stable_rank=first, lidar_corrected=second, stability=second
+        )
+
+    assert "choose different" in verdict(ranking_of(members(columns)))
+    assert "choose different" not in verdict(ranking_of(members(wide)))
 
 
 def test_one_of_several_that_the_second_opinion_selects_may_tie_with_the_first() -> None:
     same, other = (drawn([0.0], 1.0, 100, seed)["lidar"][1][0] for seed in (5, 6))
     lidar = ([8.0, 9.0, 9.0, 7.0, 6.0], [])  # ranks 3, 1.5, 1.5, 4, 5
-    rankme = ([50.0, 20.0, 10.0, 40.0, 30.0], [same, same, other * 1000, same, same])
-    ranking = ranking_of(with_influences(lidar=lidar, rankme=rankme), "agreement")
+    corrected = ([50.0, 20.0, 10.0, 40.0, 30.0], [same, same, other * 1000, same, same])
+    members = with_influences(lidar=lidar, stable_rank=lidar, lidar_corrected=corrected)
+    ranking = ranking_of(members, "agreement")
     first = ranking.groups[0].rows[0]
     assert (first.path, first.value) == ("0", 2.0)
     assert "2" in first.tied_with
@@ -148,16 +162,19 @@ def test_one_of_several_that_the_second_opinion_selects_may_tie_with_the_first()
 
 
 def test_json_says_what_it_was_computed_over_and_how_stable_it_is() -> None:
-    rows: Rows = {"lidar": [4.0, 3.0, 1.0, 2.0], "rankme": [2.0, 4.0, 3.0, 1.0]}
+    rows = of_three([4.0, 3.0, 1.0, 2.0], [2.0, 4.0, 3.0, 1.0])
     document = json.loads(to_json(ranking_of(scores(**rows))))
     assert document["group_metrics"] == [
         {
-            "group": 1, "metric": "agreement", "of": ["lidar", "rankme"], "checkpoints": 4,
+            "group": 1, "metric": "agreement", "of": [*AGREEMENT_OF], "checkpoints": 4,
             "paths": ["0", "1", "3", "2"], "first": ["1"], "left_out": 3, "first_changes": 1,
-            "not_resampled": "no influences of samples on lidar, rankme",
+            "not_resampled": f"no influences of samples on {', '.join(AGREEMENT_OF)}",
         }
     ]  # fmt: skip
-    assert [row["metrics"]["agreement"] for row in document["checkpoints"]] == [2.0, 1.5, 3.5, 3.0]
+    # Ranks 1, 2, 3, 4 of the first; 3, 1, 4, 2 of the second; 2.5 of the third.
+    assert [row["metrics"]["agreement"] for row in document["checkpoints"]] == pytest.approx(
+        [6.5 / 3, 5.5 / 3, 9.5 / 3, 8.5 / 3]
+    )
     dense = [dense_score(*one) for one in ((1.0, 0.0, 0.5), (3.0, 1.0, 0.9), (2.0, 0.5, 0.2))]
     dense = [replace(one, file=str(at)) for at, one in enumerate(dense)]
     document = json.loads(to_json(ranking_of(dense, "dse")))
@@ -172,9 +189,9 @@ def test_a_terminal_shows_the_command_that_compares_the_two() -> None:
     _print_next(out, ranking_of(scores(**APART), command=("rank", "runs")), View())
     first, second = out.file.getvalue().strip().splitlines()
     assert first.split() == ["next", "lidar", "compare", "0", "1"]
-    assert second.endswith("all 15 metrics: --all")
+    assert second.endswith("all 16 metrics: --all")
     out = SafeConsole(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
-    _print_next(out, ranking_of(scores(lidar=[2.0, 1.0], rankme=[2.0, 1.0])), View())
+    _print_next(out, ranking_of(scores(**of_three([2.0, 1.0], [2.0, 1.0]))), View())
     assert "compare" not in out.file.getvalue()
 
 
@@ -182,7 +199,8 @@ def test_csv_markdown_and_correlations_have_it() -> None:
     ranking = ranking_of(scores(**APART), "agreement")
     header, *lines = to_csv(ranking).splitlines()
     at = header.split(",").index("agreement")
-    assert [line.split(",")[at] for line in lines] == ["1.5", "2.0", "2.5", "4.0"]
+    values = [float(line.split(",")[at]) for line in lines]
+    assert values == pytest.approx(sorted(MEANS))
     assert "| agreement |" in to_markdown(ranking).splitlines()[2]
     members = [row.score for row in ranking.groups[0].rows]
     actual = {one.metric: one for one in correlate(members, [0.4, 0.3, 0.2, 0.1])}
@@ -197,12 +215,12 @@ def test_an_untrained_network_has_no_value_of_a_group() -> None:
 
 
 def test_how_stable_the_first_is_is_printed() -> None:
-    rows: Rows = {"lidar": [4.0, 3.0, 1.0, 2.0], "rankme": [2.0, 4.0, 3.0, 1.0]}
+    rows = of_three([4.0, 3.0, 1.0, 2.0], [2.0, 4.0, 3.0, 1.0])
     expected = "leaving out one of the other 3 changes the first by agreement in 1 of 3 cases"
     for by in ("lidar", "agreement"):
         ranking = ranking_of(scores(**rows), by)
         assert list(main_remarks(ranking.groups[0], ranking)) == [expected]
-    stable = {"lidar": [4.0, 3.0, 2.0], "rankme": [4.0, 3.0, 2.0]}
+    stable = of_three([4.0, 3.0, 2.0], [4.0, 3.0, 2.0])
     calm = {by: ranking_of(scores(**stable), by) for by in ("lidar", "agreement")}
     assert not list(main_remarks(calm["lidar"].groups[0], calm["lidar"]))
     (text,) = main_remarks(calm["agreement"].groups[0], calm["agreement"])
@@ -210,13 +228,13 @@ def test_how_stable_the_first_is_is_printed() -> None:
 
 
 def test_a_part_that_is_not_resampled_is_named() -> None:
-    parts = drawn([3.0, 2.9], 5.0, 50, 1)
-    members = with_influences(**parts, rankme=([1.0, 2.0], []))
+    parts = drawn([3.0, 2.9], 5.0, 50, 1, "stable_rank")
+    members = with_influences(**parts, lidar_corrected=([1.0, 2.0], []))
     ranking = ranking_of(members, "agreement")
     (text,) = [text for text in remarks(ranking.groups[0], ranking) if "ties by" in text]
     assert text == (
-        "ties by agreement: no influences of samples on rankme, so the order by these is always "
-        "the same"
+        "ties by agreement: no influences of samples on lidar_corrected, so the order by these is "
+        "always the same"
     )
 
 
@@ -258,7 +276,8 @@ def test_rank_orders_by_it_with_ties_of_the_stored_influences(lidar: Callable[..
     columns = [{path: one[name] for path, one in metrics.items()} for name in AGREEMENT_OF]
     for row in rows:
         better = [sum(v > column[row["path"]] for v in column.values()) for column in columns]
-        assert row["value"] == row["metrics"]["agreement"] == 1 + sum(better) / len(better)
+        assert row["value"] == row["metrics"]["agreement"]
+        assert row["value"] == pytest.approx(1 + sum(better) / len(better))
         assert row["ci_low"] <= row["value"] <= row["ci_high"]
     assert [row["value"] for row in rows] == sorted(row["value"] for row in rows)
     (record,) = document["group_metrics"]

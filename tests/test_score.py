@@ -31,6 +31,7 @@ LDA = {name for name, metric in METRICS.items() if metric.reads_lda}
 CORRECTED = {"lidar_corrected", "pillai", "information", "reliable_rank"}
 COVARIANCE = {name for name, metric in METRICS.items() if metric.reads == "covariance"}
 VIEWS = {name for name, metric in METRICS.items() if metric.reads in ("augmented", "sphere")}
+SUBSET = {name for name, metric in METRICS.items() if metric.reads_subset} & DEFAULT
 
 
 def draw_embeddings(n, q, d, signal=2.0):
@@ -80,6 +81,7 @@ def test_every_metric_is_its_twin(tmp_path):
         "stable_rank": reference.stable_rank(rows),
         "normalized_std": reference.normalized_std(array),
         "alignment": reference.alignment(array),
+        "stability": reference.stability(array),
     }
     found = {name: getattr(score, name) for name in expected}
     assert found == pytest.approx(expected, rel=1e-6)
@@ -119,8 +121,8 @@ def test_normalize_scores_the_unit_rows(tmp_path):
 def test_rows_without_views_give_rankme_and_alpha_and_nulls_with_a_reason(tmp_path):
     rows = torch.randn(300, 120)
     score = score_array(tmp_path, rows)
-    assert nulls(score) == LDA | VIEWS
-    assert reasons(score, LDA | VIEWS) == {NO_VIEWS["rows"]}
+    assert nulls(score) == LDA | VIEWS | SUBSET
+    assert reasons(score, LDA | VIEWS | SUBSET) == {NO_VIEWS["rows"]}
     assert score.rankme == pytest.approx(reference.rankme(rows.double().numpy(), 1e-7), rel=1e-6)
     expected = reference.alpha_req(rows.double().numpy())
     assert (score.alpha_req, score.alpha_req_r2) == pytest.approx(expected, rel=1e-6)
@@ -191,7 +193,7 @@ def test_large_finite_float16_numbers_are_finite(tmp_path):
 
 def test_one_view_a_sample(tmp_path):
     score = score_array(tmp_path, draw_embeddings(150, 1, 110))
-    assert nulls(score) == LDA | {"alignment"}
+    assert nulls(score) == LDA | SUBSET | {"alignment"}
     assert reasons(score, LDA) == {"1 view a sample: the within covariance needs at least 2"}
     assert score.notes["alignment"] == "1 view a sample: a distance between views needs 2"
     assert score.rankme_augmented == pytest.approx(score.rankme)
@@ -199,7 +201,7 @@ def test_one_view_a_sample(tmp_path):
 
 def test_one_sample(tmp_path):
     score = score_array(tmp_path, draw_embeddings(1, 4, 3))
-    assert nulls(score) == LDA | COVARIANCE
+    assert nulls(score) == LDA | COVARIANCE | SUBSET
     assert reasons(score, LDA) == {"1 sample: the between covariance needs at least 2"}
     assert reasons(score, COVARIANCE) == {"1 row: a covariance needs at least 2"}
     assert score.rankme == pytest.approx(1.0, abs=1e-4)
@@ -209,7 +211,7 @@ def test_one_sample(tmp_path):
 @pytest.mark.parametrize("value", [0.1, -3.7])
 def test_a_constant_embedding(tmp_path, value, dtype):
     score = score_array(tmp_path, torch.full((70, 3, 5), value, dtype=dtype), memory="100")
-    assert nulls(score) == LDA | COVARIANCE
+    assert nulls(score) == LDA | COVARIANCE | SUBSET
     assert reasons(score, LDA) == {CONSTANT}
     assert reasons(score, {"participation_ratio", "stable_rank"}) == {NO_SPREAD}
     assert score.rankme == pytest.approx(1.0, abs=1e-4)
@@ -219,7 +221,7 @@ def test_a_constant_embedding(tmp_path, value, dtype):
 
 def test_an_all_zero_embedding(tmp_path):
     score = score_array(tmp_path, torch.zeros(200, 3, 5))
-    assert nulls(score) == LDA | COVARIANCE | {"rankme", "rankme_augmented"}
+    assert nulls(score) == LDA | COVARIANCE | SUBSET | {"rankme", "rankme_augmented"}
     assert reasons(score, {*LDA, "rankme", "rankme_augmented"}) == {CONSTANT}
     assert score.normalized_std == 0.0
 
@@ -235,7 +237,7 @@ def test_pure_noise_has_lidar_and_no_corrected_reading(tmp_path):
 def test_too_few_degrees_of_freedom(tmp_path):
     score = score_array(tmp_path, draw_embeddings(10, 2, 9))
     without = CORRECTED | {"noise_fraction", "n_above_noise"}
-    assert nulls(score) == without | {"alpha_req"}
+    assert nulls(score) == without | SUBSET | {"alpha_req"}
     reason = (
         "the within covariance is singular: raise q or n "
         "(n (q - 1) = 10, it must exceed d + 1 = 10)"

@@ -274,7 +274,7 @@ def test_an_interval_without_a_miss_has_a_note() -> None:
 # The ways to a score
 
 
-def test_they_are_computed_only_if_they_are_named(tmp_path: Path) -> None:
+def test_one_is_a_default_and_the_other_computed_only_if_it_is_named(tmp_path: Path) -> None:
     path = tmp_path / "z.npy"
     np.save(path, cloud(40, 3, 4).numpy())
 
@@ -284,7 +284,7 @@ def test_they_are_computed_only_if_they_are_named(tmp_path: Path) -> None:
 
     default = {name for name, metric in METRICS.items() if metric.is_default}
     assert computed() == default
-    assert not default & set(SUBSET)
+    assert default & set(SUBSET) == {"stability"}
     assert computed(metrics="default,retrieval") == default | {"retrieval"}
     assert computed(metrics="retrieval") == {"retrieval"}
     assert computed(metrics="all") == set(METRICS)
@@ -320,13 +320,13 @@ def test_parts_have_the_values_of_their_samples(tmp_path: Path) -> None:
     z = cloud(2200, 4, 3).float()
     np.save(tmp_path / "z.npy", z.numpy())
     (score,) = converge_file(
-        tmp_path / "z.npy", ScoreSettings(device="cpu", metrics="retrieval", memory="100kB")
+        tmp_path / "z.npy", ScoreSettings(device="cpu", metrics=",".join(SUBSET), memory="100kB")
     )
     assert score.convergence is not None
     for point in (*score.convergence.by_samples, *score.convergence.by_views):
-        part = scored(z[: point.n_samples, : point.n_views], ["retrieval"])
-        assert point.values["retrieval"] == part.retrieval
-    assert "retrieval" not in score.convergence.advice
+        part = scored(z[: point.n_samples, : point.n_views])
+        assert point.values == {name: part.value(name) for name in SUBSET}
+    assert not any(name in score.convergence.advice for name in SUBSET)
 
 
 @pytest.fixture
@@ -362,7 +362,7 @@ def test_rank_computes_what_orders_and_what_is_named(folder: Path) -> None:
     assert names(by="pillai", metrics="all") == set(METRICS)
 
 
-def test_tables_list_them_only_if_they_are_computed(folder: Path, run: Run) -> None:
+def test_tables_list_a_named_metric_only_if_it_is_computed(folder: Path, run: Run) -> None:
     words = ["rank", folder, "--device", "cpu", "--by", "pillai"]
     for extra in ([], ["--all"], ["--markdown"]):
         assert "retrieval" not in run(*words, *extra).stdout

@@ -15,7 +15,7 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.explain.topics import explain
 from lidar_cli.ranking.baseline import Baseline
 from lidar_cli.ranking.correlation import MIN_CHECKPOINTS
-from lidar_cli.ranking.group_metrics import ORDERS, agreement
+from lidar_cli.ranking.group_metrics import AGREEMENT_OF, ORDERS, agreement
 from lidar_cli.ranking.order import comparable_groups, unranked_row
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.ranking.trust import (
@@ -185,12 +185,17 @@ def checkpoint(name: str, n: int, **values: Any) -> Score:
                     **values)  # fmt: skip
 
 
+def parts(*values: float) -> dict[str, float]:
+    """Values of the first metrics whose ranks `agreement` averages."""
+    return dict(zip(AGREEMENT_OF, values, strict=False))
+
+
 def test_facts_of_a_group_are_those_of_its_rows() -> None:
     scores = [
-        checkpoint("a", 100, lidar=1.0, rankme=3.0, noise_fraction=0.6),
-        checkpoint("b", 100, lidar=3.0, rankme=2.0, noise_fraction=0.9, ridge_share=0.6),
-        checkpoint("c", 100, lidar=3.0, noise_fraction=0.8, normalized_std=0.01),
-        checkpoint("d", 100, rankme=9.0),
+        checkpoint("a", 100, lidar=1.0, noise_fraction=0.6, **parts(3.0, 3.0, 0.1)),
+        checkpoint("b", 100, lidar=3.0, noise_fraction=0.9, ridge_share=0.6, **parts(2.0, 4.0)),
+        checkpoint("c", 100, lidar=3.0, noise_fraction=0.8, normalized_std=0.01, **parts(5.0)),
+        checkpoint("d", 100, **parts(9.0, 1.0, 0.2)),
     ]
     (group,) = ranking_of(*scores).groups
     untrained = [Baseline("", "", "", 0, scores=(scores[0], scores[1])), Baseline("", "", "", 0)]
@@ -202,12 +207,12 @@ def test_facts_of_a_group_are_those_of_its_rows() -> None:
         d=4,
         tied=1,
         noise=(None, None, 0.6, None),  # of the others delta, a collapse or nothing is the cause
-        second=("rankme", (2.0, None, 3.0, 9.0)),  # agreement without lidar
+        # Ranks of b, c, a, d: 4, 2, 3, 1; 1, -, 2, 3; -, -, 2, 1; a lower mean is better.
+        second=("agreement", (-2.5, None, -7 / 3, -5 / 3)),
         untrained=(2.0,),
     )
     by_noise = facts_of_group(group, METRICS["noise_fraction"])
-    # Ranks by lidar: 1.5, 1.5, 3, none; by rankme: 3, none, 2, 1; a lower mean is better.
-    assert by_noise.second == ("agreement", (-2.25, -1.5, -2.5, -1.0))
+    assert by_noise.second == facts_of_group(group, METRICS["lidar"]).second
     assert not by_noise.reads_views
     by_agreement = facts_of_group(group, ORDERS["agreement"], untrained)
     assert by_agreement.second == ("lidar", (3.0, 3.0, 1.0, None))

@@ -573,7 +573,6 @@ METRICS = {
             subset_metrics.stability,
             influence=subset_metrics.stability_influence,
             interval_from=0,
-            is_default=False,
             compares_views=True,
         ),
     )

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from lidar_cli.scoring.compute import Score
 
-AGREEMENT_OF = ("lidar", "rankme")  # the metrics whose ranks `agreement` averages
+# The metrics whose ranks `agreement` averages.
+AGREEMENT_OF = ("stable_rank", "lidar_corrected", "stability")
 SECOND_OPINION = "agreement"  # any name in ORDERS but that of LiDAR, which it follows
 DSE_OF = ("dse_inter", "dse_intra", "dse_dim")  # M_inter, M_intra, M_dim of a score
 NUMBERS = 2**22  # numbers in a block, 32 MB
@@ -79,12 +80,13 @@ def agreement(of: Sequence[str]) -> GroupMetric:
         nulls = ranks.isnan().sum(dim=-2)
         return ranks.nanmean(dim=-2).where(2 * nulls <= len(metrics), torch.nan)
 
+    names = " and ".join(filter(None, (", ".join(of[:-1]), of[-1])))
     definition = (
-        f"The mean of the ranks that {' and '.join(of)} give within one comparable group, 1 for "
-        "the best: a checkpoint that all of them rank high is first. A null drops out of the mean, "
-        "and nulls in more than half of the metrics make it null; equal values share the average "
-        "of their ranks. It changes with the checkpoints that are compared. The mean of ranks is "
-        "Borda's count (1781)."
+        f"The mean of the ranks that {names} give within one comparable group, 1 for the best: a "
+        "checkpoint that all of them rank high is first. A null drops out of the mean, and nulls "
+        "in more than half of the metrics make it null; equal values share the average of their "
+        "ranks. It changes with the checkpoints that are compared. The mean of ranks is Borda's "
+        "count (1781)."
     )
     return GroupMetric(
         "agreement", "group", "lower", definition, _no_value_alone, of=tuple(of), values=mean_ranks

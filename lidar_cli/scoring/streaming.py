@@ -60,7 +60,7 @@ class LayerMoments:
             else None
         )
         select = {"subset": None, "halves": partial(half_means, normalize=settings.normalize)}
-        self.subsets = {
+        self.subsets: dict[str, SampleSubset] = {
             name: SampleSubset(select[name]) for name in READ_FROM_SUBSET if name in reads and q > 0
         }
         self.rows = RowMoments(d, device)
@@ -74,8 +74,9 @@ class LayerMoments:
     def update(self, chunk: Chunk) -> None:
         """Add a chunk of samples."""
         self._compared = {}
-        for subset in self.subsets.values() if chunk.views is not None else ():
-            subset.add(chunk.start, chunk.views)
+        if chunk.views is not None:
+            for subset in self.subsets.values():
+                subset.add(chunk.start, chunk.views)
         if self.views is not None and chunk.views is not None:
             self.views.note_type(chunk.views.dtype)
             for part in self._prepared(chunk.views):
