@@ -14,6 +14,7 @@ from study.analysis import (
     POOLED,
     Candidate,
     Group,
+    LeftOut,
     Method,
     Outcome,
     agreements,
@@ -31,7 +32,7 @@ from study.analysis import (
 from study.records import read_results
 from study.seeds import seed_noise
 from study.sweeps import EVERY, sweeps
-from study.tables import analyse, judged_groups
+from study.tables import analyse, judged_groups, opinion_left_out
 from study_results import Values, plant
 
 from lidar_cli.errors import InputError
@@ -266,6 +267,20 @@ def test_facts_of_a_group_are_formed_without_the_labels(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (one.data, one.correlation) == ("fashion", some[0].spearman)
     assert one.lost == pytest.approx(1.0)  # the least accurate is selected
+
+
+def test_a_left_out_set_has_the_opinion_that_is_chosen_without_it(tmp_path: Path) -> None:
+    plant(tmp_path, "simclr-untrained", 0.1, lambda _: {"lidar": 0.0}, kind="untrained")
+    for at in range(10):
+        values = {"lidar": -float(at), "rankme": -float(at), "alpha_req": 1.0 - at}
+        plant(tmp_path, f"simclr-{at}", 0.2 + 0.05 * at, lambda _, v=values: v, index=at)
+    study = analyse(read_results(tmp_path))
+    # The lowest rankme is the best, and lidar's is the worst; alpha_req of 1 is, as lidar, wrong.
+    for chosen, expected in (("rankme", (True, True, False)), ("alpha_req", (False, True, True))):
+        left_out = [LeftOut("fashion", (chosen,), None, None)]
+        said = opinion_left_out(replace(study, chosen=("lidar",), left_out=left_out))
+        assert said.pairs == [expected] * 4  # pooled and within, of two layers
+        assert said.rule.settings == said.rule.misleading == 4
 
 
 # Repeated seeds and sweeps
