@@ -266,7 +266,7 @@ def test_too_few_samples_are_told(tmp_path: Path) -> None:
     np.save(tmp_path / "few.npy", rng.normal(size=(2 * D, Q, D)) + 3 * rng.normal(size=(12, 1, D)))
     found = scored(tmp_path / "few.npy")
     assert found.confidence is not None
-    assert found.influences == {}
+    assert found.influences.keys() == {"stability"}  # which does not depend on d
     reasons = {found.confidence.intervals[name].reason for name in ("lidar", "rankme", "alignment")}
     assert reasons == {"n = 12 is not above 2 d = 12: too few samples for an interval"}
 
