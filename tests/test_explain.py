@@ -411,7 +411,13 @@ def test_the_texts_say_how_often_the_rule_of_distrust_is_right() -> None:
     assert rows["below-untrained"][2:4] == ["7", "42.9"]
     assert rows["view-noise"][2:4] == ["35", "57.1"]
     assert rows["all-tied"][2] == rows["null-values"][2] == rows["few-degrees"][2] == "0"
-    opinions = study_table("Where the two opinions disagree")
+    assert rows["opinion left out"][2:6] == ["30", "60.0", "54.5", "0.57"]
+    assert float(rows["always"][5]) > 0.57
+    assert "a precision of 60 % and a recall of 55 %, which is worse than to abstain always" in text
+    unseen = study_table("Where the two opinions disagree, groups that count, second opinion")
+    assert [row[1:] for row in unseen] == [["27", "18", "4"], ["39", "15", "19"]]
+    assert "18 and 4 of 27 where they disagree, 15 and 19 of 39 where they do not" in text
+    opinions = study_table("Where the two opinions disagree, groups that count**")
     assert [row[1:] for row in opinions] == [["38", "31", "8"], ["28", "2", "0"]]
     assert "misleads in 2 of 28 groups, and `agreement` in none" in text
     apart = {row[0]: row[1:] for row in study_table("Abstaining, runs that do not count")}

@@ -232,7 +232,7 @@ def test_the_second_opinion_is_formed_without_the_metric_that_orders(
     (group,) = ranking_of(*scores).groups
     facts = facts_of_group(group, METRICS["lidar"])
     # Ranks of a, b, c by rankme: 3, 2, 1; by pillai: 3, 1, 2.
-    assert facts.second == ("rankme and pillai", (-3.0, -1.5, -1.5))
+    assert facts.second == ("the mean rank by rankme and pillai", (-3.0, -1.5, -1.5))
 
 
 SENTENCE = (

@@ -220,7 +220,7 @@ def _second_opinion(by: Metric, scores: Sequence[Score]) -> tuple[str, Merits]:
         name, metric = others[0], ORDERS[others[0]]
     elif len(others) < len(parts_of(metric)):
         metric = agreement(others)
-        name, scores = " and ".join(others), form(metric, scores)
+        name, scores = f"the mean rank by {' and '.join(others)}", form(metric, scores)
     return name, merits(metric, [score.value(metric.name) for score in scores])
 
 

@@ -99,11 +99,11 @@ def loss_share(values: Merits, accuracies: Sequence[float]) -> float:
 def evaluate(judged: Sequence[Judged], bounds: Bounds = BOUNDS) -> list[Abstention]:
     """The rule, all reasons, each of them alone, and the rules that always and never abstain."""
     codes = [reasons(one.facts, bounds) for one in judged]
-    rows = [_abstention("rule", judged, [not {*DOUBTS}.isdisjoint(each) for each in codes])]
-    rows += [_abstention("all reasons", judged, [bool(each) for each in codes])]
-    rows += [_abstention(code, judged, [code in each for each in codes]) for code in CHECKS]
-    rows.append(_abstention("always", judged, [True] * len(judged)))
-    rows.append(_abstention("never", judged, [False] * len(judged)))
+    rows = [abstention("rule", judged, [not {*DOUBTS}.isdisjoint(each) for each in codes])]
+    rows += [abstention("all reasons", judged, [bool(each) for each in codes])]
+    rows += [abstention(code, judged, [code in each for each in codes]) for code in CHECKS]
+    rows.append(abstention("always", judged, [True] * len(judged)))
+    rows.append(abstention("never", judged, [False] * len(judged)))
     return rows
 
 
@@ -128,7 +128,7 @@ def choose_bound(
 
     def best(settings: Sequence[Judged]) -> float:
         rows = {
-            bound: _abstention("", settings, list(map(abstains(bound), settings)))
+            bound: abstention("", settings, list(map(abstains(bound), settings)))
             for bound in sorted(candidates)
         }
         return max(rows, key=lambda bound: rows[bound].f1)
@@ -136,10 +136,11 @@ def choose_bound(
     names = dict.fromkeys(one.data for one in judged)
     left_out = {name: best([one for one in judged if one.data != name]) for name in names}
     said = [abstains(left_out[one.data])(one) for one in judged]
-    return ChosenBound(best(judged), left_out, _abstention("left out", judged, said))
+    return ChosenBound(best(judged), left_out, abstention("left out", judged, said))
 
 
-def _abstention(rule: str, judged: Sequence[Judged], abstains: Sequence[bool]) -> Abstention:
+def abstention(rule: str, judged: Sequence[Judged], abstains: Sequence[bool]) -> Abstention:
+    """How often a rule that abstains on these of the settings is right."""
     pairs = list(zip(judged, abstains, strict=True))
     return Abstention(
         rule,

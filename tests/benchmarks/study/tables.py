@@ -6,7 +6,7 @@ import csv
 import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +14,18 @@ import numpy as np
 
 from lidar_cli.data.builtin import ATTRIBUTION
 from lidar_cli.errors import InputError
-from lidar_cli.ranking.trust import Facts
+from lidar_cli.ranking.trust import BOUNDS, DOUBTS, Facts
 from lidar_cli.runtime.files import write_atomic
-from study.abstain import Judged, choose_bound, evaluate, is_misleading, loss_share, reasons
+from study.abstain import (
+    Abstention,
+    Judged,
+    abstention,
+    choose_bound,
+    evaluate,
+    is_misleading,
+    loss_share,
+    reasons,
+)
 from study.analysis import (
     DENSE,
     FEWEST_WITHIN,
@@ -406,21 +415,51 @@ def _abstaining_tables(study: Study) -> list[Table]:
         if not judged:
             continue
         bound = choose_bound(judged)
+        counts = some is not study.apart
+        rules = [bound.rule, *([opinion_left_out(study).rule] if counts else []), *evaluate(judged)]
         rows = [
             [
                 *(one.rule, str(one.settings), str(one.misleading), str(one.abstained)),
                 *(points(one.precision), points(one.recall), f"{one.f1:.2f}"),
             ]
-            for one in (bound.rule, *evaluate(judged))
+            for one in rules
         ]
         others = ", ".join(f"{data} {value:g}" for data, value in bound.left_out.items())
         headers = ("rule", "groups", "misleading", "abstained", "precision %", "recall %", "F1")
         title = f"Abstaining, {title}: bound {bound.bound:g}, with a set left out {others}"
         shown.append(Table(title, headers, rows))
-    return [*shown, _opinions_table(study)]
+    return [*shown, *_opinions_tables(study)]
 
 
-def _opinions_table(study: Study) -> Table:
+class OpinionLeftOut(NamedTuple):
+    """The rule on each set, with the second opinion and the bound chosen on the other sets.
+
+    pairs: of each group, whether the two disagree, LiDAR misleads, the second opinion misleads.
+    """
+
+    rule: Abstention
+    pairs: Sequence[tuple[bool, bool, bool]]
+
+
+def opinion_left_out(study: Study) -> OpinionLeftOut:
+    """The rule as a set that no choice has seen would have it."""
+    compared = [*study.pooled, *study.within]
+    first = [a for a in compared if a.candidate == (ABSTAINING,)]
+    judged, said, pairs = [], [], []
+    for left_out in study.left_out:
+        every = judged_groups(replace(study, chosen=left_out.chosen), first)
+        bounds = replace(BOUNDS, agreement=choose_bound(every).left_out[left_out.data])
+        for a, one in zip(first, every, strict=True):
+            if one.data == left_out.data:
+                (second,) = agreements(a.group, [left_out.chosen], LEVEL)
+                judged.append(one)
+                said.append(bool(reasons(one.facts, bounds, DOUBTS)))
+                disagree = "disagreement" in reasons(one.facts, bounds)
+                pairs.append((disagree, one.misleading, _misleads(second)))
+    return OpinionLeftOut(abstention("opinion left out", judged, said), pairs)
+
+
+def _opinions_tables(study: Study) -> list[Table]:
     """How often each opinion misleads, where the two disagree and where they do not."""
     compared = [*study.pooled, *study.within]
     first = [a for a in compared if a.candidate == (ABSTAINING,)]
@@ -429,13 +468,22 @@ def _opinions_table(study: Study) -> Table:
         ("disagreement" in reasons(one.facts), one.misleading, _misleads(second[str(a.group)]))
         for one, a in zip(judged_groups(study, first), first, strict=True)
     ]
-    rows = []
+    title = "Where the two opinions disagree, groups that count"
+    chosen = f"{title}, second opinion and bound chosen without the set"
+    return [
+        _opinions_table(title, label(study.chosen), pairs),
+        _opinions_table(chosen, "second opinion", opinion_left_out(study).pairs),
+    ]
+
+
+def _opinions_table(title: str, second: str, pairs: Iterable[tuple[bool, bool, bool]]) -> Table:
+    every, rows = list(pairs), []
     for disagree in (True, False):
-        some = [pair[1:] for pair in pairs if pair[0] is disagree]
+        some = [pair[1:] for pair in every if pair[0] is disagree]
         counts = [str(sum(column)) for column in zip(*some, strict=True)] or ["0", "0"]
         rows.append(["disagree" if disagree else "do not", str(len(some)), *counts])
-    headers = ("the two", "groups", f"{ABSTAINING} misleads", f"{label(study.chosen)} misleads")
-    return Table("Where the two opinions disagree, groups that count", headers, rows)
+    headers = ("the two", "groups", f"{ABSTAINING} misleads", f"{second} misleads")
+    return Table(title, headers, rows)
 
 
 def _misleads(agreement: Agreement) -> bool:
