@@ -140,7 +140,7 @@ def test_a_plan_is_known_by_all_that_decides_its_numbers(runs: Path, images: Pat
     def key(**more: Any) -> str:
         return planned(runs / "0.pt", images, **more)[0].key
 
-    same = ({"batch_size": 9}, {"workers": 3}, {"compile": True})
+    same = ({"batch_size": 9}, {"workers": 3})  # `compiled` is below, in LEFT_OUT
     other: tuple[dict[str, Any], ...] = (
         {"precision": "bfloat16"}, {"precision": "float16"}, {"storage": "float16"}, {"seed": 1},
         {"n_samples": N - 1}, {"n_views": Q - 1}, {"clean_samples": CLEAN - 1},
