@@ -1,4 +1,4 @@
-"""Metrics of a checkpoint among the others of its group: values, ties, stability, names."""
+"""Metrics of a checkpoint among the others of its group: values, ties, changes, names."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from lidar_cli.ranking.group_metrics import (
     dse,
     find_order,
     form,
+    leave_one_out,
     needed_parts,
-    stability,
     table_of,
 )
 from lidar_cli.ranking.joint_resamples import (
@@ -291,10 +291,10 @@ def test_values_by_a_plain_metric_tie_by_its_own_test() -> None:
     assert not are_tied(METRICS["n_above_noise"], counts, (0, 2), 0.95)
 
 
-# Stability
+# The first with one checkpoint left out
 
 
-def literal_stability(names: tuple[str, ...], rows: Rows) -> Any:
+def literal_leave_one_out(names: tuple[str, ...], rows: Rows) -> Any:
     def firsts(without: int | None) -> set[int]:
         count = len(next(iter(rows.values())))
         at = [i for i in range(count) if i != without]
@@ -313,10 +313,11 @@ def test_an_irrelevant_checkpoint_can_change_the_first() -> None:
     """By lidar a, b, d, c and by rankme b, c, a, d: without c, a is as good as b."""
     rows: Rows = {"lidar": [4.0, 3.0, 1.0, 2.0], "rankme": [2.0, 4.0, 3.0, 1.0]}
     assert of(TWO, **rows) == [2.0, 1.5, 3.0, 3.5]
-    assert stability(TWO, scores(**rows)) == literal_stability(("lidar", "rankme"), rows) == (3, 1)
+    expected = literal_leave_one_out(("lidar", "rankme"), rows)
+    assert leave_one_out(TWO, scores(**rows)) == expected == (3, 1)
 
 
-def test_stability_is_that_of_the_literal_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_are_those_of_the_literal_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     names, changed = ("lidar", "rankme", "alignment"), 0
     monkeypatch.setattr(group_metrics, "NUMBERS", 60)  # a few at a time
@@ -326,15 +327,15 @@ def test_stability_is_that_of_the_literal_loops(monkeypatch: pytest.MonkeyPatch)
             name: [None if rng.random() < 0.15 else float(rng.integers(0, 6)) for _ in range(count)]
             for name in names
         }
-        expected = literal_stability(names, rows)
+        expected = literal_leave_one_out(names, rows)
         if any(value is not None for value in literal_agreement(names, rows)):
-            assert stability(agreement(names), scores(**rows)) == expected
+            assert leave_one_out(agreement(names), scores(**rows)) == expected
             changed += expected[1]
     assert changed > 5
 
 
 def test_without_values_nothing_is_left_out() -> None:
-    assert stability(TWO, scores(lidar=[None, None], rankme=[None, None])) == (0, 0)
+    assert leave_one_out(TWO, scores(lidar=[None, None], rankme=[None, None])) == (0, 0)
 
 
 def test_dse_can_change_its_first_because_its_weight_does() -> None:
@@ -354,7 +355,7 @@ def test_dse_can_change_its_first_because_its_weight_does() -> None:
         elif without != first:
             changes += best != first
     assert changes > 0
-    assert stability(metric, members) == (3, changes)
+    assert leave_one_out(metric, members) == (3, changes)
 
 
 # Names

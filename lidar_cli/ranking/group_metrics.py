@@ -261,10 +261,10 @@ def _why_null(metric: GroupMetric, score: Score) -> str:
     return f"it is formed from {', '.join(metric.of)}; no {', '.join(missing)}{why}"
 
 
-# Stability of the choice
+# The first with one checkpoint left out
 
 
-class Stability(NamedTuple):
+class LeaveOneOut(NamedTuple):
     """How many checkpoints that are not the first were left out in turn, and how often it changed.
 
     Of the rest without a checkpoint, and the whole with it, one has another first: so the count is
@@ -275,7 +275,7 @@ class Stability(NamedTuple):
     changes: int
 
 
-def stability(metric: GroupMetric, scores: Sequence[Score]) -> Stability:
+def leave_one_out(metric: GroupMetric, scores: Sequence[Score]) -> LeaveOneOut:
     """How often the first of a group changes if one other checkpoint is left out.
 
     At most the LEFT_OUT best are left out, because only they are near the first.
@@ -286,7 +286,7 @@ def stability(metric: GroupMetric, scores: Sequence[Score]) -> Stability:
     keys = _keys(metric, parts)
     first = (keys == keys.amin()) & keys.isfinite()
     if not bool(first.any()):
-        return Stability(0, 0)
+        return LeaveOneOut(0, 0)
     best_first = keys.argsort(stable=True)
     others = best_first[~first[best_first]][:LEFT_OUT]
     changes = 0
@@ -296,7 +296,7 @@ def stability(metric: GroupMetric, scores: Sequence[Score]) -> Stability:
         remaining = _keys(metric, without)
         firsts = remaining == remaining.amin(dim=-1, keepdim=True)
         changes += int((firsts != first).any(dim=-1).sum())
-    return Stability(len(others), changes)
+    return LeaveOneOut(len(others), changes)
 
 
 def _keys(metric: GroupMetric, parts: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from lidar_cli.ranking.group_metrics import (
     SECOND_OPINION,
     GroupMetric,
     dse_weight,
-    stability,
+    leave_one_out,
     table_of,
 )
 from lidar_cli.ranking.order import Group, why_fixed
@@ -26,7 +26,7 @@ def formed_in(group: Group) -> list[GroupMetric]:
 
 
 def to_records(ranking: Ranking) -> list[dict[str, Any]]:
-    """What each metric of each group was computed over, what it selects, and how stable that is."""
+    """What each metric of a group was computed over, what it selects, how often that changes."""
     return [
         _record(metric, group, at)
         for at, group in enumerate(ranking.groups)
@@ -36,7 +36,7 @@ def to_records(ranking: Ranking) -> list[dict[str, Any]]:
 
 def _record(metric: GroupMetric, group: Group, at: int) -> dict[str, Any]:
     scores = [row.score for row in group.rows]
-    stable = stability(metric, scores)
+    changed = leave_one_out(metric, scores)
     weight = {"weight": float(dse_weight(table_of(scores, DSE_OF)))}
     return {
         "group": at + 1,
@@ -45,8 +45,8 @@ def _record(metric: GroupMetric, group: Group, at: int) -> dict[str, Any]:
         "checkpoints": len(scores),
         "paths": [row.path for row in group.rows],
         "first": [row.path for row in best_by(metric.name, group.rows)],
-        "left_out": stable.left_out,
-        "first_changes": stable.changes,
+        "left_out": changed.left_out,
+        "first_changes": changed.changes,
         "not_resampled": why_fixed(metric, scores),
         **(weight if metric.of == DSE_OF else {}),
     }
@@ -68,29 +68,29 @@ def choice_records(ranking: Ranking) -> list[dict[str, Any]]:
 
 
 def main_remarks(group: Group, ranking: Ranking) -> Iterator[str]:
-    """How stable the first is by a metric that orders; of another, only where it is not stable."""
+    """How often the first changes by a metric that orders; of another, only where it does."""
     for metric in formed_in(group):
         orders = metric == ranking.by
         if len(group.rows) > 1 and (orders or metric.name == SECOND_OPINION):
-            stable = stability(metric, [row.score for row in group.rows])
-            if orders or stable.changes:
-                yield _stability_text(metric, *stable)
+            changed = leave_one_out(metric, [row.score for row in group.rows])
+            if orders or changed.changes:
+                yield _changes_text(metric, *changed)
 
 
 def remarks(group: Group, ranking: Ranking) -> Iterator[str]:
-    """What each metric of the group is formed from, how stable its first is, and its ties."""
+    """What each metric of the group is formed from, how often its first changes, and its ties."""
     for metric in formed_in(group):
         scores = [row.score for row in group.rows]
         count = counted(len(scores), "checkpoint")
         yield f"{metric.name}: of {joined_by_and(metric.of)} over the {count} of this table"
         if len(scores) > 1:
-            yield _stability_text(metric, *stability(metric, scores))
+            yield _changes_text(metric, *leave_one_out(metric, scores))
         why = why_fixed(metric, scores)
         if metric == ranking.by and why and group.rows[0].interval.se is not None:
             yield f"ties by {metric.name}: {why}, so the order by these is always the same"
 
 
-def _stability_text(metric: GroupMetric, left_out: int, changes: int) -> str:
+def _changes_text(metric: GroupMetric, left_out: int, changes: int) -> str:
     if not changes:
         return f"leaving out any one of the other {left_out} keeps the first by {metric.name}"
     return (
