@@ -382,6 +382,13 @@ class FollowSettings:
         panel="While training",
         value="FOLDER",
     )
+    alarm: Positive | None = setting(
+        None,
+        "End --watch with status 5 at a checkpoint that is below the best one so far of its run by "
+        "more than this share of it, such as 0.2, or has no value any more.",
+        panel="While training",
+        value="SHARE",
+    )
 
 
 @dataclass(frozen=True)

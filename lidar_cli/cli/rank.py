@@ -186,7 +186,7 @@ def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
         one_of(race=True, csv=csv, markdown=markdown, no_store=not settings.store)
         one_of(race=True, per_run=settings.per_run, baseline=settings.baseline)
     if not settings.watch:
-        for name in ("watch_for", "jsonl", "tensorboard"):
+        for name in ("watch_for", "jsonl", "tensorboard", "alarm"):
             if getattr(settings, name) is not None:
                 raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
     if settings.labels_per_class is not None and settings.oracle != "probe":
@@ -239,16 +239,22 @@ def _race(selection: Selection, settings: RankSettings, json: bool, quiet: bool)
 def _watch(selection: Selection, settings: RankSettings) -> None:
     from lidar_cli.ranking.watch import ScoredCheckpoint, follow
     from lidar_cli.report.progress import Terminal
-    from lidar_cli.report.watch_log import WatchLog
+    from lidar_cli.report.watch_log import WatchLog, alarm_text
 
-    failed = False
+    failed, alarm = False, None
     log = WatchLog(selection.directory, settings.jsonl, settings.tensorboard)
     with Terminal() as terminal:
         for scored in follow(selection, settings, terminal, log.recorded):
             if isinstance(scored, ScoredCheckpoint):
-                log.add(scored)
+                fall = log.add(scored)
+                if settings.alarm is not None and fall.exceeds(settings.alarm):
+                    alarm = alarm_text(scored, fall)
+                    break
             else:
                 failed = True
                 write_remark(f"failed: {scored.path}: {scored.reason}")
+    if alarm is not None:
+        write_remark(alarm)
+        raise typer.Exit(5)
     if failed:
         raise typer.Exit(4)

@@ -15,7 +15,7 @@ from lidar_cli.core.metrics import Metric
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.ranking.discover import Checkpoint, Recogniser, Skipped, classify_file, files_of
 from lidar_cli.ranking.group_metrics import find_order
-from lidar_cli.ranking.order import Row, unranked_row
+from lidar_cli.ranking.order import Row, comparable, unranked_row
 from lidar_cli.ranking.paths import Paths, select
 from lidar_cli.ranking.scorer import Scorer
 from lidar_cli.ranking.session import Session, open_session
@@ -38,6 +38,12 @@ class ScoredCheckpoint:
     by: Metric
     sha256: str
     key: str
+
+    @property
+    def settings(self) -> str:
+        """A text that is equal for checkpoints whose values are comparable."""
+        parts = [self.by.name, self.row.score.epsilon, sorted(comparable(self.row.score).items())]
+        return _digest(repr(parts))
 
 
 class CompletedFiles:
@@ -160,7 +166,11 @@ class _Watch:
         settings = self._session.settings
         parts = [plan.key, settings.by, settings.delta, settings.epsilon, settings.normalize]
         parts += [settings.confidence, *([settings.groups] if settings.groups else [])]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return _digest(json.dumps(parts))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _stamp(path: Path) -> Stamp | None:
