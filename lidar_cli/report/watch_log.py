@@ -109,13 +109,12 @@ class WatchLog:
 def alarm_text(scored: ScoredCheckpoint, fall: Drawdown) -> str:
     """The line of --alarm."""
     row, name = scored.row, scored.by.name
-    peak = f"the peak of its run is {format_value(fall.peak)}"
+    best = f"the best of its run so far is {format_value(fall.peak)}"
     if fall.is_lost:
-        return f"ALARM: {scored.name} has no {name}, {peak}: {row.reason}"
-    return (
-        f"ALARM: {scored.name}: {name} {format_with_interval(name, row.value, row.interval)} has "
-        f"fallen by {format_percent(fall.share)} %, {peak}"
-    )
+        return f"ALARM: {scored.name} has no {name}, {best}: {row.reason}"
+    value = format_with_interval(name, row.value, row.interval)
+    share = format_percent(fall.share)
+    return f"ALARM: {scored.name}: {name} {value} is {share} % worse; {best}"
 
 
 def step_of(path: str) -> int | None:
