@@ -496,7 +496,8 @@ class RankSettings(OrderSettings, FollowSettings, ClaimSettings):
     )
     oracle: str | None = setting(
         None,
-        "Compare with accuracies: a CSV file with columns path and accuracy, or 'probe'.",
+        "Compare with accuracies: a CSV file with columns path and accuracy, or what W&B or MLflow "
+        "exports, or 'probe'.",
         panel="Metrics",
         value="FILE",
     )
@@ -514,8 +515,8 @@ class RankSettings(OrderSettings, FollowSettings, ClaimSettings):
     )
     params: Path | None = setting(
         None,
-        "CSV file with a column path and one per hyperparameter, for --oracle [default: those "
-        "stored in the checkpoints].",
+        "CSV file with a column path and one per hyperparameter, or what W&B or MLflow exports, "
+        "for --oracle [default: those stored in the checkpoints].",
         panel="Metrics",
     )
 
