@@ -58,7 +58,7 @@ def test_any_array_is_written(tmp_path: Path, given: Any) -> None:
     assert score.value("lidar") == pytest.approx(literal_lidar(stored(path)), rel=1e-6)
     report = inspect_features(path)
     assert (report.ids, report.labels) == (False, True)
-    assert [*report.missing] == ["ids", "checkpoint", "data"]
+    assert [*report.missing] == ["ids", "data"]
 
 
 def test_several_layers_and_a_dataset_that_is_read_by_slices(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ COSTS = {  # what a file may lack -> what that costs
     "ids": "rank and compare assume the same samples in the same order in every file",
     "labels": "no probe, and no oracle by a probe",
     "checksums": "damage is not noticed, and rank computes its scores again each time",
-    "checkpoint": "a row is named after the file",
     "data": "the data are printed as not recorded",
 }
 
@@ -60,7 +59,6 @@ def inspect_features(path: Path) -> FeatureInspection:
         "ids": file.has_ids,
         "labels": "samples/label" in file.arrays,
         "checksums": all(layer.checksums != "none" for layer in layers),
-        "checkpoint": "checkpoint" in provenance,
         "data": "data" in provenance,
     }
     return FeatureInspection(

@@ -670,8 +670,8 @@ def _sizes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> tuple[int, in
     agree = all((shape[0], shape[-1]) == (n, widths[name]) for _, name, shape in listed)
     whole = all(of.keys() == widths.keys() for of in shapes.values())
     if len(counts) > 1 or not agree or not whole:
-        found = ", ".join(f"{part} of {name} {tuple(shape)}" for part, name, shape in listed)
-        raise SettingsError(f"shapes do not agree: {found}; expected equal n, q, and layers")
+        listing = ", ".join(f"{part} of {name} {tuple(shape)}" for part, name, shape in listed)
+        raise SettingsError(f"shapes do not agree: {listing}; expected equal n, q, and layers")
     return n, next(iter(counts))[1] if counts else 0, widths
 
 
