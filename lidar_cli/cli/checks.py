@@ -95,7 +95,7 @@ def file_kind(path: Path) -> str | None:
 
 
 def check_checkpoint(path: Path, command: str) -> None:
-    """Raise the reason why a path cannot be a checkpoint, or for rank a feature file."""
+    """Raise the reason why a path cannot be a checkpoint, or for rank embeddings."""
     if str(path).startswith(ON_THE_HUB):
         return
     check_exists(path, "no such file; expected a checkpoint")
@@ -105,7 +105,9 @@ def check_checkpoint(path: Path, command: str) -> None:
         weights_path(path)
         return
     kind = _kind_or_none(path)
-    if kind in ARRAYS or (kind == HDF5 and command != "rank"):
+    if kind in (HDF5, *ARRAYS) and command == "rank":
+        return
+    if kind in (HDF5, *ARRAYS):
         raise CheckpointError(
             f"{path}: {kind}, not a checkpoint, which {command} takes. To score what it holds:  "
             f"lidar score {shlex.quote(str(path))}",

@@ -23,7 +23,7 @@ from lidar_cli.extraction.engine import EmbeddingModel, ViewSource
 from lidar_cli.extraction.plan import image_size, make_plan
 from lidar_cli.extraction.run import changed_error, note_disk_use, open_with, run
 from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
-from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
+from lidar_cli.features.reader import read_first, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, partial_path
 from lidar_cli.features.writer import begun_path
 from lidar_cli.ranking.baseline import Untrained
@@ -36,7 +36,7 @@ from lidar_cli.ranking.unstored import add_intervals, score_unstored
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, ranked_metrics
 from lidar_cli.scoring.intervals import Grouping
-from lidar_cli.scoring.run import score_layer
+from lidar_cli.scoring.run import open_layer, score_layer
 from lidar_cli.settings import ExtractSettings, RankSettings
 from lidar_cli.views.pipeline import Views
 
@@ -453,7 +453,7 @@ def score_features(
     groups: groups of samples, within which influences are summed.
     Raises what `read_hdf5` and `score_layer` raise.
     """
-    (embeddings,) = read_hdf5(path, settings.layer)
+    embeddings = open_layer(path, settings)
     level, wanted = settings.confidence, ranked_metrics(settings)
     scored = score_layer(
         embeddings, settings, device, wanted, progress, level, cache, groups=groups

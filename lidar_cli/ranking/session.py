@@ -151,7 +151,9 @@ class Session:
         files: list[Collection[str]] = [
             checkpoint.description.widths for checkpoint in self.scan.checkpoints.values()
         ]
-        files += [file.provenance.get("layers", ()) for file in features]
+        # An array has one layer, which is ranked whichever layer of checkpoints is.
+        of_lidar = [file for file in features if not file.is_array]
+        files += [file.provenance.get("layers", ()) for file in (of_lidar if files else features)]
         without = sum("projector" not in layers for layers in files)
         if without == 0:
             return "projector"
