@@ -329,9 +329,7 @@ def _layer_widths(
             "choose views without masks, such as --views simclr",
             code="masked-patches",
         )
-    if description.inner:  # in order of depth, by which they are shown
-        layers = [layer for layer in available if layer in layers]
-    return {layer: available[layer] for layer in layers}
+    return {layer: width for layer, width in available.items() if layer in layers}  # by depth
 
 
 def _origin(description: CheckpointDescription, settings: EmbedSettings) -> dict[str, Any]:

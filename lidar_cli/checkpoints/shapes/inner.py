@@ -51,6 +51,12 @@ def outer_layers(option: str) -> str:
     return ",".join(name for name in names_of(option) if name in (*LAYERS, "auto")) or "backbone"
 
 
+def ordering_layer(option: str, layers: Iterable[str]) -> str:
+    """The layer by which a ranking is ordered: of several that are embedded, the last named."""
+    layers = list(layers)
+    return names_of(option)[-1] if len(layers) > 1 else layers[0]
+
+
 def parents(names: Iterable[str]) -> list[str]:
     """Names of the modules that have the tensors of these names, such as blocks.0 and blocks."""
     parts = (name.split(".")[:-1] for name in names)
