@@ -18,19 +18,15 @@ def to_records(ranking: Ranking) -> list[dict[str, Any]]:
             "group": at + 1,
             "path": row.path,
             "name": ranking.name(row.path),
-            "metric": ranking.depth[row.path].metric,
+            "metric": profile.metric,
             "layers": [
-                {
-                    "layer": layer,
-                    "value": value,
-                    "pooling": ranking.depth[row.path].pooling.get(layer),
-                }
-                for layer, value in ranking.depth[row.path].values.items()
+                {"layer": layer, "value": value, "pooling": profile.pooling.get(layer)}
+                for layer, value in profile.values.items()
             ],
         }
         for at, group in enumerate(ranking.groups)
         for row in group.rows
-        if row.path in ranking.depth
+        if (profile := ranking.depth.get(row.path)) is not None
     ]
 
 

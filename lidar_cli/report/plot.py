@@ -48,7 +48,7 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
 
     panels = [name for name in PANELS if any(name in score.spectra for score in scores)]
     converging = [score for score in scores if score.convergence is not None]
-    profiles = depth_profiles(scores)
+    metric, profiles = depth_profiles(scores)
     count = len(panels) + 2 * bool(converging) + bool(profiles)
     figure = Figure(figsize=(4.2 * max(1, count), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -68,7 +68,7 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
     if converging:
         _draw_convergence(figure, all_axes[len(panels) : len(panels) + 2], converging)
     if profiles:
-        _draw_depth(all_axes[-1], profiles)
+        _draw_depth(all_axes[-1], metric, profiles)
     if panels:
         edge = " (dashed: edge of view noise)" if panels[0] == "lda" else ""
         all_axes[0].set_ylabel(f"eigenvalue{edge}")
@@ -112,27 +112,27 @@ def _draw_convergence(figure: Any, pair: Any, scores: Sequence[Score]) -> None:
     )
 
 
-def depth_profiles(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
-    """File -> layer -> the first metric with a value, in order of depth; of several layers alone.
+def depth_profiles(scores: Sequence[Score]) -> tuple[str, dict[str, dict[str, float]]]:
+    """The first metric with a value; file -> layer -> its value, in order of depth.
 
-    The metric is the same for all files.
+    Files with a single layer are left out.
     """
     metric = next((m for m in METRICS if any(s.value(m) is not None for s in scores)), "")
     files: dict[str, dict[str, float]] = {}
     for score in sorted(scores, key=lambda one: depth(one) or 0):
         if (value := score.value(metric)) is not None:
             files.setdefault(score.file, {})[score.layer] = value
-    return {file: values for file, values in files.items() if len(values) > 1}
+    return metric, {file: values for file, values in files.items() if len(values) > 1}
 
 
-def _draw_depth(axes: Any, profiles: dict[str, dict[str, float]]) -> None:
+def _draw_depth(axes: Any, metric: str, profiles: dict[str, dict[str, float]]) -> None:
     """Draw the metric of each file against the layer."""
     names = short_names(list(profiles))
     for at, (file, values) in enumerate(profiles.items()):
         label = printable(names[file]).replace("$", r"\$")
         layers = [printable(layer).replace("$", r"\$") for layer in values]
         axes.plot(layers, list(values.values()), marker=".", color=f"C{at % 10}", label=label)
-    _style(axes, "by depth", "layer")
+    _style(axes, f"{metric} by depth", "layer")
     axes.tick_params(axis="x", labelrotation=60, labelsize=7)
     if 1 < len(profiles) <= MOST_NAMES:
         axes.legend(fontsize=7, frameon=False)

@@ -231,6 +231,7 @@ def _listing(at: int, ranking: Ranking, oracle: Oracle | None, parameters: Param
                 score=row.score,
                 rank=row.rank,
                 tied=tied_ranks(row, group.rows),
+                depth=ranking.depth.get(row.path),
                 ties=tuple(sorted(positions[path] for path in row.tied_with if path in positions)),
                 accuracy=oracle.accuracies.get(row.path) if oracle else None,
                 parameters=parameters.get(row.path, {}),
