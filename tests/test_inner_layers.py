@@ -13,7 +13,7 @@ import pytest
 import torch
 from formats import FIXTURES
 from literal import assert_close, images
-from make import checkpoint
+from make import checkpoint, image_folder
 from raising import raises
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
@@ -31,10 +31,15 @@ from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ExtractSettings, InspectSettings, RankSettings, ScoreSettings
 from lidar_cli.views.masks import Mask
 
-SMALL: dict[str, Any] = {"n_views": 3, "device": "cpu", "batch_size": 8, "workers": 0}
 WIDTH = 128
 NAMED = "backbone,blocks.2,blocks.0"  # not in order of depth
 BY_DEPTH = ["blocks.0", "blocks.2", "backbone"]
+
+
+def small(runs: Path, **more: Any) -> dict[str, Any]:
+    """Settings of the photographs next to a folder of checkpoints."""
+    settings = {"n_views": 3, "device": "cpu", "batch_size": 8, "workers": 0}
+    return {"data": str(runs.parent / "data")} | settings | more
 
 
 def vit(seed: int, **more: Any) -> VisionTransformer:
@@ -54,8 +59,9 @@ def saved(path: Path, model: nn.Module) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two checkpoints."""
+    """A folder of two checkpoints, next to one of photographs."""
     folder = tmp_path_factory.mktemp("inner") / "runs"
+    image_folder(folder.parent / "data", 24)
     for seed in range(2):
         saved(folder / f"v{seed}.pth", vit(seed))
     return folder
@@ -172,7 +178,7 @@ def test_a_module_of_the_user(tmp_path: Path) -> None:
 
 def test_one_file_has_the_named_layers_alone_in_order_of_depth(runs: Path, tmp_path: Path) -> None:
     checkpoint_path, out = runs / "v0.pth", tmp_path / "f.h5"
-    settings = ExtractSettings(output=out, layer=NAMED, n_samples=12, **SMALL)
+    settings = ExtractSettings(output=out, **small(runs, layer=NAMED, n_samples=12))
     extract_checkpoint(checkpoint_path, settings)
     with h5py.File(out) as file:
         assert sorted(file["embeddings"]) == sorted(BY_DEPTH)
@@ -180,7 +186,7 @@ def test_one_file_has_the_named_layers_alone_in_order_of_depth(runs: Path, tmp_p
         provenance = json.loads(file.attrs["provenance"])
     assert provenance["layers"] == BY_DEPTH
     assert provenance["pooling"] == {"blocks.0": "class token", "blocks.2": "class token"}
-    alone = ExtractSettings(output=tmp_path / "b.h5", layer="blocks.2", n_samples=12, **SMALL)
+    alone = ExtractSettings(output=tmp_path / "b.h5", **small(runs, layer="blocks.2", n_samples=12))
     extract_checkpoint(checkpoint_path, alone)
     with h5py.File(tmp_path / "b.h5") as file:
         assert "backbone" not in file["embeddings"]
@@ -197,7 +203,9 @@ def test_rank_shows_the_profile_and_orders_by_the_last_named(runs: Path, tmp_pat
     cache = tmp_path / "cache"
 
     def ranked(layer: str, **more: Any) -> Any:
-        settings = RankSettings(layer=layer, cache=cache, **{"n_samples": 16, **SMALL, **more})
+        settings = RankSettings(
+            cache=cache, **small(runs, layer=layer, **{"n_samples": 16, **more})
+        )
         return rank_directory([runs], settings)
 
     ranking = ranked(NAMED)
@@ -217,7 +225,7 @@ def test_rank_shows_the_profile_and_orders_by_the_last_named(runs: Path, tmp_pat
     assert ranked(NAMED).embedded == 0
     assert "depth" not in json.loads(report.to_json(ranked("blocks.2")))
     larger = ranked(NAMED, n_samples=24).groups[0].rows[0]  # begins with the rows of 16
-    settings = ExtractSettings(output=tmp_path / "24.h5", layer=NAMED, n_samples=24, **SMALL)
+    settings = ExtractSettings(output=tmp_path / "24.h5", **small(runs, layer=NAMED, n_samples=24))
     extract_checkpoint(Path(larger.path), settings)
     with h5py.File(larger.score.file) as grown, h5py.File(tmp_path / "24.h5") as whole:
         for name in BY_DEPTH:
@@ -240,6 +248,8 @@ def test_names_are_listed_and_a_wrong_one_is_refused(runs: Path, tmp_path: Path)
     with raises(CheckpointError, "no-such-layer") as raised:
         open_checkpoint(path, layer="zzzz")
     assert "blocks.0 ... blocks.2" in str(raised.value)
-    compiled = ExtractSettings(output=tmp_path / "c.h5", layer="blocks.1", compile=True, **SMALL)
+    compiled = ExtractSettings(
+        output=tmp_path / "c.h5", **small(runs, layer="blocks.1", compile=True)
+    )
     with raises(SettingsError, "compile-inner-layers"):
         extract_checkpoint(path, compiled)
