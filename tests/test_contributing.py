@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,20 @@ def test_the_benchmarks_start_from_anywhere(tmp_path: Path) -> None:
     ended = run_command(["--help"], tmp_path, environment(), script=code)
     assert ended.returncode == 0, ended.stderr
     assert "--only" in ended.stdout
+
+
+def test_the_gpu_script_writes_as_it_goes_and_resumes(tmp_path: Path) -> None:
+    """On a CPU, at tiny sizes; a step that failed is not run again either, since time is short."""
+    script, python = str(ROOT / "tests" / "benchmarks" / "gpu.sh"), sys.executable
+    env = {**environment(), "DEVICE": "cpu", "SIZE": "tiny", "PYTHON": python}
+    command = ["bash", script, str(tmp_path / "results"), "solve"]
+    first = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert "== solve" in first.stdout
+    assert (tmp_path / "results" / "solve.ended").read_text() == "0\n", first.stdout
+    (table,) = (tmp_path / "results").glob("solve-cpu-*.csv")
+    assert len(table.read_text().splitlines()) == 1 + 3  # two widths on the device, one on the CPU
+    again = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert again.stdout == ""
 
 
 def test_the_checks_and_the_hooks_run_the_same_tools() -> None:

@@ -170,7 +170,7 @@ class Extraction:
     def __init__(self, place, arch, precision, n_views):
         self.place, self.precision = place, precision
         folder, size = place.folder, place.size
-        arch = size.model or arch
+        self.arch = arch = size.model or arch
         self.checkpoint = place.model_file(arch, seed=0)
         self.settings = ExtractSettings(
             data=str(place.images()), n_samples=size.samples, n_views=n_views, views="simclr",
@@ -221,7 +221,7 @@ def extract(place, arch, precision):
     }
     seconds = alternate(sides, REPEATS, device=place.device)
     both = [a + b for a, b in zip(seconds["forward"], seconds["views"], strict=True)]
-    case = f"{arch}, n={place.size.samples} q={place.size.views}, batches of {one.batch_size}"
+    case = f"{one.arch}, n={place.size.samples} q={place.size.views}, batches of {one.batch_size}"
     shares = profile(one.whole)
     for against, theirs, bound in (
         ("the bare forward on ready tensors", seconds["forward"], MODELS[arch]),
@@ -238,7 +238,7 @@ def jpeg(place):
     sides = {"ours": one.whole, "forward": lambda: one.forward(ready), "decode": one.decode}
     seconds = alternate(sides, REPEATS, device=place.device)
     slower = max(("forward", "decode"), key=lambda name: median(seconds[name]))
-    case = f"resnet50, n={place.size.samples} q=2, {cpu_count()} cores"
+    case = f"{one.arch}, n={place.size.samples} q=2, {cpu_count()} cores"
     against = f"the slower of bare forward and decoding: {slower}"
     sides = {"ours": seconds["ours"], "bare": seconds[slower]}
     yield compared("jpeg", case, against, "bfloat16", sides, at_most=1.15)
@@ -259,11 +259,12 @@ def kernels(place):
 
 def judged(place):
     """One ViT-H/14 from the file to its metrics, in a process that does nothing else."""
-    checkpoint = place.model_file(place.size.model or "vit_huge_patch14_224", seed=0)
+    arch = place.size.model or "vit_huge_patch14_224"
+    checkpoint = place.model_file(arch, seed=0)
     for precision in PRECISIONS:
         words = ["-n", place.size.samples, "-q", place.size.many_views, "--precision", precision]
         seconds = timed(lambda words=words: rank(place, [checkpoint], words))
-        case = f"ViT-H/14, n={place.size.samples} q={place.size.many_views}, lidar rank"
+        case = f"{arch}, n={place.size.samples} q={place.size.many_views}, lidar rank"
         goal = Goal(seconds, "s in all", at_most=60)
         yield Line("judged", case, "", precision, 1, seconds, None, "s", goal)
 
@@ -278,7 +279,7 @@ def hundred(place):
     ready = one.ready()
     forwards = alternate({"f": lambda: one.forward(ready)}, REPEATS, device=place.device)["f"]
     bare = count * median(forwards)
-    case = f"{count} ResNet-50, n={place.size.samples} q={place.size.views}, lidar rank"
+    case = f"{count} {one.arch}, n={place.size.samples} q={place.size.views}, lidar rank"
     against = f"{count} times the bare forward"
     yield compared("hundred", case, against, precision, {"ours": [ours], "bare": [bare]}, 1.2)
 
@@ -309,12 +310,10 @@ def precision(place):
             if pairs:
                 gap = statistics.fmean(abs(b - a) / max(abs(a), 1e-12) for a, b in pairs)
                 rho = spearman(*zip(*pairs, strict=True))
-                case, text = (
-                    f"{len(pairs)} of {arch}",
-                    "" if rho is None else f"Spearman {rho:+.2f}",
-                )
+                case = f"{name} of {len(pairs)} {arch}"
+                text = "" if rho is None else f"Spearman {rho:+.2f}"
                 aim = Goal(gap, "mean relative change")
-                yield Line("precision", case, name, kind, 1, gap, None, "", aim, text)
+                yield Line("precision", case, "float32", kind, 1, gap, None, "", aim, text)
 
 
 def rank(place, paths, words):
