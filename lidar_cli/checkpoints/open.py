@@ -218,7 +218,7 @@ def _wrap(module: nn.Module, arch: str, label: str, container: str, layer: str) 
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
     if names := inner_names(layer, (*widths, PATCHES)):
-        inner, assumption = user_module.inner_layers(module, names, image_size, label)
+        inner, assumption = user_module.inner_layers(module, names, image_size, widths, label)
         description = dataclasses.replace(
             _with_inner(description, inner), assumptions=(assumption,) if assumption else ()
         )

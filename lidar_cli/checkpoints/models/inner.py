@@ -105,24 +105,25 @@ def inner_layers(
     images = torch.zeros(BLANK, description.channels, size, size, device="meta")
     with recorded(backbone.weights) as shapes, torch.inference_mode():
         functional_call(backbone.eval(), shapes_alone, (images,))
-    return choose(shapes, names, backbone.token_pooling, description.arch)
+    return choose(shapes, names, backbone.token_pooling, description.widths)
 
 
 def choose(
-    shapes: Shapes, names: Iterable[str], token_pooling: tuple[bool, int], arch: str
+    shapes: Shapes, names: Iterable[str], token_pooling: tuple[bool, int], others: Iterable[str]
 ) -> dict[str, InnerLayer]:
     """The named layers in order of depth, by the shapes of a pass of blank, square images.
 
-    token_pooling: as of `Backbone`. Raises CheckpointError as `inner_layers`.
+    token_pooling: as of `Backbone`. others: the layers that are not inside a backbone.
+    Raises CheckpointError as `inner_layers`.
     """
     names = list(names)
     for name in names:
         if name not in shapes:
-            raise unknown_layer(name, shapes, arch)
+            raise unknown_layer(name, shapes, others)
     # The first modules see patches alone, before class token and registers join them.
     most = max((one[1] for each in shapes.values() for one in each if len(one) == 3), default=0)
     return {
-        name: _inner_layer(name, outputs, token_pooling, most, arch)
+        name: _inner_layer(name, outputs, token_pooling, most)
         for name, outputs in shapes.items()
         if name in names
     }
@@ -133,14 +134,13 @@ def _inner_layer(
     outputs: list[tuple[int, ...]],
     token_pooling: tuple[bool, int],
     most: int,
-    arch: str,
 ) -> InnerLayer:
     """The pooling of one layer. outputs: shapes in one pass. most: tokens of the longest output."""
     shape, times = outputs[0], len(outputs)
     if times > 1 or shape[0] != BLANK or len(shape) not in (2, 3, 4):
         what = f"{times} outputs" if times > 1 else f"an output {list(shape)} for {BLANK} images"
         raise CheckpointError(
-            f"layer {name!r} inside the {arch} has {what} in a forward pass; expected one of "
+            f"layer {name!r} has {what} in a forward pass; expected one of "
             "[b, width], [b, tokens, width] or [b, channels, rows, columns]; name a block",
             code="layer-shape",
         )

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -141,11 +141,15 @@ def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
 
 
 def inner_layers(
-    module: nn.Module, names: Sequence[str], image_size: int | None, label: str
+    module: nn.Module,
+    names: Sequence[str],
+    image_size: int | None,
+    others: Iterable[str],
+    label: str,
 ) -> tuple[dict[str, InnerLayer], str]:
     """The named modules inside the user's, in order of depth, and what was assumed of their tokens.
 
-    image_size: as of `probe`. Raises CheckpointError for a name that is no module which one forward
+    image_size: as of `probe`. others: the layers that its forward names. Raises CheckpointError for a name that is no module which one forward
     pass calls once.
     """
     device = next((t.device for t in module.parameters()), torch.device("cpu"))
@@ -154,7 +158,7 @@ def inner_layers(
             embed(module, torch.zeros(BLANK, 3, size, size, device=device), label)
             break
     timm_model = next((m for m in module.modules() if hasattr(m, "num_prefix_tokens")), None)
-    inner = choose(shapes, names, token_pooling(timm_model or module), label)
+    inner = choose(shapes, names, token_pooling(timm_model or module), others)
     of_tokens = [name for name, layer in inner.items() if layer.pooling == MEAN_OF_TOKENS]
     if timm_model is not None or not of_tokens:
         return inner, ""

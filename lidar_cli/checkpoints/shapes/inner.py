@@ -88,9 +88,10 @@ def pooling_texts(inner: Mapping[str, InnerLayer]) -> list[str]:
     return [f"{', '.join(names)}: {pooling}" for pooling, names in alike.items()]
 
 
-def unknown_layer(name: str, names: Iterable[str], arch: str) -> CheckpointError:
-    """The error for a name that is no module of the backbone; names: those that are."""
-    names = list(names)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(in_groups(names))}"
-    return CheckpointError(f"no layer {name!r} inside the {arch}; {hint}", code="no-such-layer")
+def unknown_layer(name: str, inner: Iterable[str], others: Iterable[str]) -> CheckpointError:
+    """The error for a layer that is neither a module of the backbone nor one of the others."""
+    inner, others = list(inner), list(others)
+    near = difflib.get_close_matches(name, [*others, *inner], n=3, cutoff=0.5)
+    available = ", ".join([*others, *in_groups(inner)])
+    hint = f"did you mean {' or '.join(near)}?" if near else f"it has {available}"
+    return CheckpointError(f"no layer {name!r} in this checkpoint; {hint}", code="no-such-layer")
