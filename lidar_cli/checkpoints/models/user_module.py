@@ -149,8 +149,8 @@ def inner_layers(
 ) -> tuple[dict[str, InnerLayer], str]:
     """The named modules inside the user's, in order of depth, and what was assumed of their tokens.
 
-    image_size: as of `probe`. others: the layers that its forward names. Raises CheckpointError for a name that is no module which one forward
-    pass calls once.
+    image_size: as of `probe`. others: the layers that its forward names.
+    Raises CheckpointError for a name that is no module which one forward pass calls once.
     """
     device = next((t.device for t in module.parameters()), torch.device("cpu"))
     for size in (image_size,) if image_size else TRIED_SIZES:
