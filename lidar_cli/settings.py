@@ -224,8 +224,8 @@ class FormatSettings:
     )
     layer: str = setting(
         "auto",
-        "backbone, projector, predictor, patches (a random patch token of a ViT), or several with "
-        "commas [auto: projector if there is one].",
+        "backbone, projector, predictor, patches (a random patch token of a ViT), a module inside "
+        "the backbone such as blocks.3, or several with commas [auto: projector if there is one].",
         panel="Checkpoints",
         value="LAYER",
     )

@@ -361,11 +361,10 @@ def check_system(settings: FormatSettings) -> None:
 
 
 def check_layer(settings: FormatSettings) -> None:
-    """Raise SettingsError for a mistyped layer; user code and feature files name their own."""
+    """Raise SettingsError for a mistyped layer; other names are of modules inside a backbone."""
     is_own_code = getattr(settings, "model", None) is not None
     for name in [name.strip() for name in settings.layer.split(",")]:
-        others = isinstance(settings, OrderSettings) and not re.match("back|proj|pred", name)
-        if not is_own_code and name not in ("auto", *LAYERS) and not others:
+        if not is_own_code and name not in LAYERS and re.match("back|proj|pred|patchs", name):
             hint = nearest(name, list(LAYERS))
             raise SettingsError(f"--layer {name}: no such layer; {hint}", code="no-such-layer")
 

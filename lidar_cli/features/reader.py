@@ -110,7 +110,12 @@ def read_hdf5(
         provenance = complete_provenance(file)
         if not file.layers:
             raise ValueError(file.unlisted or "it holds no layer")
-        names = file.layers if layers == "auto" else [name.strip() for name in layers.split(",")]
+        names = [name.strip() for name in layers.split(",")]
+        if layers == "auto":
+            by_depth = provenance.get("layers")
+            first = by_depth if isinstance(by_depth, list) else []
+            names = [*(name for name in first if name in file.layers)]
+            names += [name for name in file.layers if name not in names]
         for name in names:
             if name not in file.layers:
                 raise FeatureFileError(

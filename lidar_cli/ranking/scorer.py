@@ -17,6 +17,7 @@ import torch
 
 from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.reading.read import sha256, stamp
+from lidar_cli.checkpoints.shapes.inner import names_of
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import FILE_ERRORS, FeatureFileError, InputError, SettingsError, Unresumable
 from lidar_cli.extraction.engine import EmbeddingModel, ViewSource
@@ -52,7 +53,7 @@ Work = Callable[[Task, ViewCache | None], T]
 class Scorer:
     """Embeds and scores the checkpoints of one directory at one set of settings.
 
-    settings: their `layer` is the one layer that is compared.
+    settings: their `layer` is the one layer that is compared, or several of which the last is.
     fail: receives each checkpoint that cannot be scored, and the reason; the others continue.
     groups: groups of samples, for intervals and ties; the cache does not depend on them.
     """
@@ -453,7 +454,7 @@ def score_features(
     groups: groups of samples, within which influences are summed.
     Raises what `read_hdf5` and `score_layer` raise.
     """
-    embeddings = open_layer(path, settings)
+    embeddings = open_layer(path, replace(settings, layer=names_of(settings.layer)[-1]))
     level, wanted = settings.confidence, ranked_metrics(settings)
     scored = score_layer(
         embeddings, settings, device, wanted, progress, level, cache, groups=groups
