@@ -9,9 +9,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from command import run_command
 from make import checkpoint, environment
 from PIL import Image
+
+from lidar_cli.scoring.run import open_embeddings
+from lidar_cli.scoring.streaming import enough_memory
+from lidar_cli.settings import ScoreSettings
 
 pytest.importorskip("resource", reason="limits of a process are POSIX")
 
@@ -85,6 +90,22 @@ def test_the_same_memory_does_not_hold_the_features(features: Path) -> None:
     done = capped(192 * MB, "--version", cwd=features.parent, before=read)
     assert done.returncode == 1
     assert "Unable to allocate" in done.stderr
+
+
+def test_memory_that_torch_cannot_have_is_one_line(tmp_path: Path) -> None:
+    d = 2_000  # 32 MB a matrix, of which the covariance and its decomposition take several
+    np.save(tmp_path / "wide.npy", np.random.default_rng(0).normal(size=(4, 2, d)))
+    done = capped(64 * MB, "score", "wide.npy", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line)
+    assert "not enough memory for moments of d = 2000" in line
+
+
+def test_another_error_of_torch_is_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
+    np.save(tmp_path / "z.npy", np.ones((4, 2, 8)))
+    (embeddings,) = open_embeddings(tmp_path / "z.npy", ScoreSettings())
+    with pytest.raises(RuntimeError, match="size"), enough_memory(embeddings):
+        torch.ones(2) + torch.ones(3)
 
 
 def test_shards_many_times_the_memory_are_embedded(tmp_path: Path) -> None:

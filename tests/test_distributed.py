@@ -429,7 +429,7 @@ def short(owner, name, file, counts=lambda *arguments, **more: True):
     def limited(*arguments, **more):
         if reading != file or not counts(*arguments):
             return step(*arguments, **more)
-        torch.empty(2**50, dtype=torch.uint8)
+        bytearray(2**50)
     setattr(owner, name, limited)
 
 lidar_cli.scoring.run.score_file = score_and_signal

@@ -9,6 +9,7 @@ from copy import copy
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,9 @@ from lidar_cli.settings import MetricSettings
 CHUNKS_IN_MEMORY = 3  # one being read, one ready, one being summed
 LEAST_MATRICES = 2  # [d, d] matrices in float64 at a time: moments, and what is added to them
 BLOCK_NUMBERS = 2**21  # numbers in a float64 copy of normalised rows, 16 MB
+# The most that one step allocates in float64: [d, d] matrices of an eigendecomposition, numbers a
+# sample of the influences; and bytes of a chunk.
+WORK_MATRICES, WORK_NUMBERS, WORK_CHUNK = 4, 16, 2**26
 
 
 class State(Protocol):
@@ -167,9 +171,6 @@ def read_span(
     return bad
 
 
-NO_MEMORY = ("out of memory", "allocate memory")  # parts of the messages of torch
-
-
 @contextmanager
 def enough_memory(embeddings: Embeddings) -> Iterator[None]:
     """Raises InputError if memory is too small for a sample, the moments or the spectra."""
@@ -177,14 +178,24 @@ def enough_memory(embeddings: Embeddings) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        message = str(error)
-        if isinstance(error, RuntimeError) and not any(part in message for part in NO_MEMORY):
+        n, d = len(embeddings.span), embeddings.shape[2]
+        # Of main memory, torch raises a plain RuntimeError. Its traceback still holds all matrices.
+        is_typed = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not is_typed and _can_allocate(8 * (WORK_MATRICES * d * d + WORK_NUMBERS * n)):
             raise
-        d = embeddings.shape[2]
         raise InputError(
             f"{embeddings.file}: {embeddings.layer}: not enough memory for moments of d = {d}, "
             f"{8 * d * d / 2**30:,.1f} GB each; fewer --metrics, or a larger machine"
         ) from error
+
+
+def _can_allocate(size: int) -> bool:
+    """Whether so many bytes, and a chunk of samples in addition, can be allocated now."""
+    try:
+        np.empty(size + WORK_CHUNK, np.uint8)
+    except MemoryError:
+        return False
+    return True
 
 
 def _check_memory(embeddings: Embeddings) -> None:

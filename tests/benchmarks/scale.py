@@ -61,6 +61,7 @@ def rows(folder):
     shape = ROWS // VIEWS, VIEWS, DIM
     layout = h5py.VirtualLayout(shape, np.float32)
     per_shard = shape[0] // SHARDS
+    shard_shape = per_shard, VIEWS, DIM
     one = folder / "one.h5"
     with h5py.File(one, "w") as file:
         out = file.create_dataset("embeddings", shape, np.float32)
@@ -73,11 +74,11 @@ def rows(folder):
         for at in range(SHARDS):
             part = slice(at * per_shard, (at + 1) * per_shard)
             with h5py.File(folder / f"shard-{at}.h5", "w") as shard:
-                source = shard.create_dataset("embeddings", (per_shard, VIEWS, DIM), np.float32)
+                source = shard.create_dataset("embeddings", shard_shape, np.float32)
                 for start in range(0, per_shard, CHUNK):
                     stop = min(start + CHUNK, per_shard)
                     source[start:stop] = file["embeddings"][part.start + start : part.start + stop]
-            layout[part] = h5py.VirtualSource(f"shard-{at}.h5", "embeddings", source.shape)
+            layout[part] = h5py.VirtualSource(f"shard-{at}.h5", "embeddings", shard_shape)
     with h5py.File(folder / "shards.h5", "w") as file:
         file.create_virtual_dataset("embeddings", layout)
     case = f"score of {ROWS:,} rows, n={shape[0]:,} q={VIEWS} d={DIM}"
