@@ -108,7 +108,6 @@ def _score(
     """The scores of the files that can be used, and the exit status of the last that cannot."""
     from lidar_cli.core.metrics import parse_metrics
     from lidar_cli.report.progress import Terminal
-    from lidar_cli.scoring.convergence import converge_file
     from lidar_cli.scoring.run import open_groups, open_process_group, score_file
 
     parse_metrics(settings.metrics)
@@ -122,6 +121,8 @@ def _score(
             terminal.checkpoint(file.name)
             try:
                 if settings.converge:
+                    from lidar_cli.scoring.convergence import converge_file
+
                     scores += converge_file(file, settings, terminal, groups)
                 else:
                     scores += score_file(file, settings, terminal, process_group, groups)

@@ -28,13 +28,15 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 from lidar_cli.errors import FeatureFileError, InUse
 from lidar_cli.runtime.files import irregular_kind, parse_json
+
+if TYPE_CHECKING:  # imported by what writes a file: a reader uses HDF5 in the child alone
+    import h5py
 
 FORMAT = "lidar-features"
 SHARD_FORMAT = "lidar-features-shard"
@@ -231,6 +233,8 @@ def write_metadata(
     share: Share | None = None,
 ) -> None:
     """Write attributes and samples of a new file; none of the `count` samples is done."""
+    import h5py
+
     file.attrs["format"] = SHARD_FORMAT if share else FORMAT
     file.attrs["version"] = VERSION
     file.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
@@ -257,6 +261,8 @@ def allocate(file: h5py.File, layout: Layout) -> None:
 
 
 def _create(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    import h5py
+
     # Early allocation fixes the offset of every row, so that a crash loses no finished row.
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)

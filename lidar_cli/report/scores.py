@@ -33,7 +33,6 @@ from lidar_cli.report.text import (
     print_wrapped,
     wrapped,
 )
-from lidar_cli.report.verdict import scores_verdict
 from lidar_cli.scoring.compute import BIASED, Convergence, Score, plain_fields
 from lidar_cli.scoring.intervals import Interval
 
@@ -111,6 +110,8 @@ def print_table(scores: Sequence[Score], wanted: Collection[str], verbose: bool 
     if len(scores) == 1:
         _print_one(out, scores[0], names)
     else:
+        from lidar_cli.report.verdict import scores_verdict
+
         answer = scores_verdict(scores) if "lidar" in names else None
         if answer is not None:
             print_wrapped(out if out.is_terminal else err, answer, style="bold")

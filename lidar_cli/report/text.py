@@ -10,7 +10,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -19,8 +19,10 @@ from rich.text import Text
 
 from lidar_cli.errors import printable
 from lidar_cli.ranking.group_metrics import GROUP_METRICS
-from lidar_cli.ranking.order import Row
-from lidar_cli.scoring.intervals import Interval
+
+if TYPE_CHECKING:  # a progress line needs none of their modules
+    from lidar_cli.ranking.order import Row
+    from lidar_cli.scoring.intervals import Interval
 
 MISSING = "-"
 CAUTIONS = 2  # that are printed without --verbose

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lidar_cli.checkpoints.reading.arrays import read_tensors
 from lidar_cli.configuration import parse_size
 from lidar_cli.core.metrics import METRICS, parse_metrics
 from lidar_cli.errors import InputError, SettingsError, first_line
@@ -183,6 +182,8 @@ def _read_array(path: Path, start: bytes, form: ArrayForm) -> Embeddings:
         return embeddings
     is_safetensors = start[8:] == b"{" and int.from_bytes(start[:8], "little") < 2**32
     if start.startswith((b"PK", b"\x80")) or is_safetensors:
+        from lidar_cli.checkpoints.reading.arrays import read_tensors
+
         return read_tensors(path, form)
     raise InputError(
         f"{path}: not a format that is known here (expected HDF5, .npy, .npz, .pt or .safetensors)"
