@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -33,6 +34,7 @@ LEAST_PARTIAL_ROWS = 256
 # piece fits into the cache of a core; a GPU needs larger pieces to be busy.
 CPU_NUMBERS = 2**17
 GPU_NUMBERS = 2**21
+SMALL_NUMBERS, SMALL_DIM = 2**20, 256  # of embeddings that one thread scores as fast as several
 
 
 class Scatter:
@@ -163,6 +165,21 @@ def map_parallel(work: Callable[[T], R], portions: Iterable[T]) -> list[R]:
             return work(portion)
 
     return list(_pool(threads).map(in_modes, portions))
+
+
+@contextmanager
+def one_thread_if_small(rows: int, dim: int) -> Iterator[None]:
+    """Compute with one thread of torch what takes less time than other threads take to start.
+
+    rows, dim: of all embeddings together, [rows, dim].
+    """
+    threads = torch.get_num_threads()
+    if rows * dim <= SMALL_NUMBERS and dim <= SMALL_DIM:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @functools.cache

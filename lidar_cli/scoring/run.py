@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.configuration import parse_size
+from lidar_cli.core.accumulate import one_thread_if_small
 from lidar_cli.core.metrics import METRICS, parse_metrics
 from lidar_cli.errors import InputError, SettingsError, first_line
 from lidar_cli.features.arrays import (
@@ -210,7 +211,9 @@ def score_layer(
     """
     if embeddings.note:
         progress.note(embeddings.note)
-    with enough_memory(embeddings):
+    _, q, d = embeddings.shape
+    rows = len(embeddings.span) * max(1, q)
+    with enough_memory(embeddings), one_thread_if_small(rows, d):
         if process_group is None:
             state = read_moments(embeddings, settings, device, wanted, progress)
         else:
