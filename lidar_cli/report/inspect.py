@@ -62,7 +62,7 @@ def _lines(inspection: Inspection | FeatureInspection) -> Iterator[str]:
         yield from textwrap.wrap(
             text,
             width,
-            initial_indent=f"  {label:{LABEL_WIDTH}}",
+            initial_indent=f"  {label:{LABEL_WIDTH - 1}} ",
             subsequent_indent=" " * (2 + LABEL_WIDTH),
             break_long_words=False,
             break_on_hyphens=False,
