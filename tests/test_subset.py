@@ -74,7 +74,7 @@ def test_the_subset_is_that_of_the_smallest_hashes(n: int, step: int) -> None:
     whole, numbers = SampleSubset(), torch.arange(n)
     for first in range(0, n, step):
         rows = numbers[first : first + step, None, None]
-        whole.add(first, rows.expand(-1, 12, 2).float())
+        whole.add(numbers[first : first + len(rows)], rows.expand(-1, 12, 2).float())
     assert whole.numbers().tolist() == reference.subset(n)
     assert whole.collected().shape == (min(n, 1000), 10, 2)
     assert whole.collected()[:, 9, 1].tolist() == reference.subset(n)
@@ -86,7 +86,8 @@ def test_parts_in_any_order_merge_to_the_subset_of_all(sizes: list[int], random)
     parts, first = [], 0
     for size in sizes:
         parts.append(SampleSubset())
-        parts[-1].add(first, torch.arange(first, first + size)[:, None, None])
+        numbers = torch.arange(first, first + size)
+        parts[-1].add(numbers, numbers[:, None, None])
         first += size
     random.shuffle(parts)
     whole = parts[0]

@@ -23,9 +23,10 @@ so that a sample needs only its d projections. A sample contributes the mean of 
 residuals with q - 1 degrees of freedom, which are treated as independent vectors of the same scale.
 `Expansion` is this sum for one of the two. Only g and phi depend on the metric.
 
-**Unequal numbers of views.** Views and their number q_i are one draw of a sample. W0 = sum_i S_i / f with f = sum_i (q_i - 1), so that sample i contributes
-n/f (S_i - (q_i - 1) W0): its residuals weigh as much as their degrees of freedom. The noise floor
-r = mean of 1/q_i and the bias h = 1 - (d + 1)/f depend on q_i too (`_count_slopes`):
+**Unequal numbers of views.** Views and their number q_i are one draw of a sample. W0 =
+sum_i S_i / f with f = sum_i (q_i - 1), so that sample i contributes n/f (S_i - (q_i - 1) W0): its
+residuals weigh as much as their degrees of freedom. The noise floor r, the mean of 1/q_i, and the
+bias h = 1 - (d + 1)/f depend on q_i too (`_count_slopes`):
 
     dT/dr (1/q_i - r) + dT/dh (d + 1) n (q_i - 1) / f^2
 """

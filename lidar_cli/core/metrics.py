@@ -367,8 +367,9 @@ def normalized_std_influence(block: Tensor, sphere: SphereMoments) -> Tensor:
     std = (sphere.squares / sphere.n_rows).sqrt()
     weight = (0.5 / std).where(std > 0, 0.0) / len(std) ** 0.5
     influence: Tensor = (unit_rows(block) - sphere.mean).square().mean(dim=1) @ weight
-    share = block.shape[1] * sphere.n_samples / sphere.n_rows
-    return share * (influence - std.square() @ weight)
+    influence -= std.square() @ weight
+    influence *= block.shape[1] * sphere.n_samples / sphere.n_rows
+    return influence
 
 
 def alignment(sphere: SphereMoments) -> float:

@@ -55,7 +55,7 @@ class Chunk(NamedTuple):
             yield self.views, torch.arange(len(self.views))
             return
         ends = self.counts.cumsum(0)
-        for q in self.counts.unique().tolist():
+        for q in torch.unique(self.counts).tolist():
             samples = (self.counts == q).nonzero().flatten()
             rows = (ends[samples] - q)[:, None] + torch.arange(q)
             yield self.views[rows], samples
@@ -111,7 +111,7 @@ class Embeddings:
         """q, or where they are unequal how many samples have each number of views."""
         if self.counts is None:
             return self.shape[1]
-        views, samples = self.counts.unique(return_counts=True)
+        views, samples = torch.unique(self.counts, return_counts=True)
         return dict(zip(views.tolist(), samples.tolist(), strict=True))
 
     @cached_property

@@ -51,11 +51,16 @@ class LayerMoments:
         device: torch.device,
         wanted: Collection[str],
     ) -> None:
-        _, q, d = embeddings.shape
+        _, q, d = embeddings.shape  # of unequal q_i the smallest
         reads = {METRICS[name].reads for name in wanted}
         scatters, sphere = not reads.isdisjoint(READ_FROM_SCATTERS), "sphere" in reads
         self.views = (
-            Moments(q, d, device, scatters=scatters, sphere=sphere)
+            Moments(
+                q if embeddings.counts is None else None,
+                *(d, device),
+                scatters=scatters,
+                sphere=sphere,
+            )
             if q > 0 and (scatters or sphere)
             else None
         )
@@ -74,16 +79,16 @@ class LayerMoments:
     def update(self, chunk: Chunk) -> None:
         """Add a chunk of samples."""
         self._compared = {}
-        if chunk.views is not None:
-            for subset in self.subsets.values():
-                subset.add(chunk.start, chunk.views)
         if self.views is not None and chunk.views is not None:
             self.views.note_type(chunk.views.dtype)
-            for part in self._prepared(chunk.views):
-                self.views.update(part)
-        clean = chunk.clean
-        if clean is None and chunk.views is not None:
-            clean = chunk.views[:, 0]
+        for block, samples in chunk.blocks():
+            first = block if chunk.counts is None else block[:, : self._views_read].clone()
+            for subset in self.subsets.values():
+                subset.add(chunk.start + samples, first)
+            if self.views is not None:
+                for part in self._prepared(block):
+                    self.views.update(part)
+        clean = chunk.first_views() if chunk.clean is None else chunk.clean
         if clean is not None and self._reads_rows:
             for part in self._prepared(clean):
                 self.rows.update(part)
@@ -222,7 +227,11 @@ class NonFinite:
         bad = torch.zeros(chunk.stop - chunk.start, dtype=torch.int64)  # bad values in each sample
         for part in (chunk.views, chunk.clean):
             if part is not None and not _sums_finite(part):
-                bad += (~part.isfinite()).flatten(1).sum(dim=1)
+                each = (~part.isfinite()).flatten(1).sum(dim=1)
+                if part is chunk.views and chunk.counts is not None:
+                    samples = torch.arange(len(bad)).repeat_interleave(chunk.counts)
+                    each = torch.zeros_like(bad).index_add_(0, samples, each)
+                bad += each
         if bad.any():
             if self._first is None:
                 self._first = chunk.start + int(bad.nonzero()[0])
