@@ -26,6 +26,7 @@ EXIT_STATUSES = {
     2: "wrong usage",
     3: "input refused, output not writable, or nothing to rank",
     4: "ranked, but some checkpoints failed",
+    5: "alarm: a metric fell from its peak",
     130: "interrupted",
     143: "terminated",
 }

@@ -382,6 +382,13 @@ class FollowSettings:
         panel="While training",
         value="FOLDER",
     )
+    alarm: Positive | None = setting(
+        None,
+        "End --watch with status 5 at a checkpoint that is below the best one so far of its run by "
+        "more than this share of it, such as 0.2, or has no value any more.",
+        panel="While training",
+        value="SHARE",
+    )
 
 
 @dataclass(frozen=True)
@@ -489,7 +496,8 @@ class RankSettings(OrderSettings, FollowSettings, ClaimSettings):
     )
     oracle: str | None = setting(
         None,
-        "Compare with accuracies: a CSV file with columns path and accuracy, or 'probe'.",
+        "Compare with accuracies: a CSV file with columns path and accuracy, or what W&B or MLflow "
+        "exports, or 'probe'.",
         panel="Metrics",
         value="FILE",
     )
@@ -507,8 +515,8 @@ class RankSettings(OrderSettings, FollowSettings, ClaimSettings):
     )
     params: Path | None = setting(
         None,
-        "CSV file with a column path and one per hyperparameter, for --oracle [default: those "
-        "stored in the checkpoints].",
+        "CSV file with a column path and one per hyperparameter, or what W&B or MLflow exports, "
+        "for --oracle [default: those stored in the checkpoints].",
         panel="Metrics",
     )
 

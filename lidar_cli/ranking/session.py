@@ -127,11 +127,21 @@ class Session:
         """Note what was assumed of the scanned checkpoints, each assumption once."""
         self.scan.note_assumptions(self.progress, self.names())
 
+    def note_same_samples(self, groups: Sequence[Group]) -> None:
+        """Note of each group whose files name no samples that these are assumed to be the same."""
+        for group in groups:
+            if len(group.rows) > 1 and group.common["samples"] is None:
+                first, others = self.names()[group.rows[0].path], len(group.rows) - 1
+                self.progress.note(
+                    f"{first} and {others} other{'s' if others > 1 else ''}: assumed the same "
+                    "samples in the same order, since they hold no ids"
+                )
+
     def choose_layer(self, features: Sequence[FeatureFile] = ()) -> str:
         """The one layer to compare of the scanned checkpoints and these feature files.
 
-        For auto, the projector if every file has one, else the backbone.
-        Raises SettingsError if the settings name several layers.
+        For auto, the projector if every file has one, else the backbone, else the only layer that
+        all have. Raises SettingsError if the settings name several layers, or auto leaves several.
         """
         layer = self.settings.layer
         if "," in layer:
@@ -145,6 +155,16 @@ class Session:
         without = sum("projector" not in layers for layers in files)
         if without == 0:
             return "projector"
+        shared = sorted(set.intersection(*map(set, files)))
+        if len(shared) == 1:
+            (only,) = shared
+            if only != "backbone":
+                return only
+        elif shared and "backbone" not in shared:
+            raise SettingsError(
+                f"the files hold the layers {', '.join(shared)}; name one with --layer",
+                code="several-layers",
+            )
         of = f"{without} of {len(files)} files" if without < len(files) else "the files"
         self.progress.note(f"{of} hold no projector, so the backbone of all is compared")
         return "backbone"
@@ -450,6 +470,7 @@ class _Job:
                 code="incomplete-group",
             )
         groups = comparable_groups(rows, by, level, complete=not waiting)
+        session.note_same_samples(groups)
         best = groups[0].rows[0]
         if all(row.value is None for group in groups for row in group.rows):
             raise InputError(

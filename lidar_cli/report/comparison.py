@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.errors import SettingsError
+from lidar_cli.errors import SettingsError, printable
 from lidar_cli.ranking.comparison import Comparison, Difference
 from lidar_cli.ranking.joining import SETTING_OF_CONSTANT
 from lidar_cli.ranking.order import comparable_groups, unranked_row
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.ranking import print_advice
 from lidar_cli.report.text import (
+    MISSING,
     by_remark,
     console,
     csv_path,
@@ -23,6 +24,7 @@ from lidar_cli.report.text import (
     first_and_more,
     format_metric,
     format_value,
+    markdown_table,
     print_columns,
     print_wrapped,
     shorten_names,
@@ -286,6 +288,27 @@ def _record(one: Difference, comparison: Comparison) -> dict[str, Any]:
         "better": None if one.better is None else comparison.paths[one.better],
         "reason": one.interval.reason or one.interval.note,
     }
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """The sentence, a table with a line per metric, and the remarks."""
+    blocks = [printable(sentence(comparison))]
+    if not comparison.same:
+        rows = [
+            [
+                one.metric.name,
+                *(format_metric(one.metric.name, value) for value in one.values),
+                MISSING if one.difference is None else signed(one.difference),
+                signed_interval(one) or MISSING,
+                "tied" if one.tied else "",
+            ]
+            for one in comparison.differences
+        ]
+        level = f"{100 * comparison.level:g} %"
+        headers = ["metric", *comparison.names, "difference", level, ""]
+        table = markdown_table(headers, rows, left=[0, 5])
+        blocks += [table, *map(printable, _remarks(comparison))]
+    return "\n\n".join(blocks)
 
 
 def to_csv(comparison: Comparison) -> str:

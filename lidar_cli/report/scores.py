@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from lidar_cli.core.metrics import IS_A_COUNT, METRICS
+from lidar_cli.errors import printable
 from lidar_cli.report.text import (
     CAUTIONS,
     INDENT,
@@ -26,6 +27,7 @@ from lidar_cli.report.text import (
     format_metric,
     format_value,
     format_with_interval,
+    markdown_table,
     print_columns,
     print_labelled,
     print_wrapped,
@@ -84,6 +86,13 @@ def to_csv(scores: Sequence[Score]) -> str:
     return csv_table(names, rows)
 
 
+def to_markdown(scores: Sequence[Score], wanted: Collection[str]) -> str:
+    """A table with a line per score, then why values or intervals are missing."""
+    headers, rows = _table(scores, [name for name in METRICS if name in wanted])
+    texts = [printable(text) for text in _reasons(scores)]
+    return "\n\n".join([markdown_table(headers, rows, left=[3]), *texts])
+
+
 def print_table(scores: Sequence[Score], wanted: Collection[str], verbose: bool = False) -> None:
     """Print a line per metric for one score, a table for several; remarks go to stderr.
 
@@ -113,6 +122,18 @@ def _title(score: Score) -> str:
 
 def _print_several(out: SafeConsole, scores: Sequence[Score], names: Sequence[str]) -> None:
     """Print a line per score; on a terminal a column per score, if that fits and this does not."""
+    headers, rows = _table(scores, names)
+    across = list(zip(headers, *rows, strict=True))
+    titles, body = across[3], [list(line) for line in (*across[:3], *across[4:])]
+    fits = sum(column_widths(titles, body)) + 2 * len(scores) <= out.width
+    if out.is_terminal and fits and sum(column_widths(headers, rows)) > out.width:
+        print_columns(out, titles, body, fixed=1)
+    else:
+        print_columns(out, headers, rows, fixed=4)
+
+
+def _table(scores: Sequence[Score], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Headers, and a line per score."""
     rows = [
         [
             *map(format_value, (score.n_samples, score.n_views, score.dim)),
@@ -124,19 +145,11 @@ def _print_several(out: SafeConsole, scores: Sequence[Score], names: Sequence[st
         ]
         for score in scores
     ]
-    headers = ["n", "q", "d", "file", *names]
-    across = list(zip(headers, *rows, strict=True))
-    titles, body = across[3], [list(line) for line in (*across[:3], *across[4:])]
-    fits = sum(column_widths(titles, body)) + 2 * len(scores) <= out.width
-    if out.is_terminal and fits and sum(column_widths(headers, rows)) > out.width:
-        print_columns(out, titles, body, fixed=1)
-    else:
-        print_columns(out, headers, rows, fixed=4)
+    return ["n", "q", "d", "file", *names], rows
 
 
-def _print_remarks(err: SafeConsole, scores: Sequence[Score], verbose: bool) -> None:
-    """Why values or intervals are missing, and two cautions or all; each once for all files."""
-    several = len(scores) > 1
+def _reasons(scores: Sequence[Score], verbose: bool = False) -> Iterator[str]:
+    """Why values or intervals are missing, each once for all files."""
     texts = by_remark(
         (text, _title(score))
         for score in scores
@@ -144,7 +157,14 @@ def _print_remarks(err: SafeConsole, scores: Sequence[Score], verbose: bool) -> 
         if verbose or IS_A_COUNT not in text
     )
     for text, titles in texts.items():
-        err.print_line(f"{first_and_more(titles)}: {text}" if several else text)
+        yield f"{first_and_more(titles)}: {text}" if len(scores) > 1 else text
+
+
+def _print_remarks(err: SafeConsole, scores: Sequence[Score], verbose: bool) -> None:
+    """Why values or intervals are missing, and two cautions or all; each once for all files."""
+    several = len(scores) > 1
+    for text in _reasons(scores, verbose):
+        err.print_line(text)
     warnings = by_remark(
         (text, _title(score))
         for score in scores

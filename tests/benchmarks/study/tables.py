@@ -467,9 +467,10 @@ def _opinions_tables(study: Study) -> list[Table]:
     """
     compared = [*study.pooled, *study.within]
     first = [a for a in compared if a.candidate == (ABSTAINING,)]
+    others = [study.chosen, *({HIGHEST} & {a.candidate for a in compared} - {study.chosen})]
     opinions = [
         {str(a.group): _misleads(a) for a in compared if a.candidate == candidate}
-        for candidate in (study.chosen, HIGHEST)
+        for candidate in others
     ]
     pairs = [
         (
@@ -482,7 +483,7 @@ def _opinions_tables(study: Study) -> list[Table]:
     title = "Where the two opinions disagree, groups that count"
     chosen = f"{title}, second opinion and bound chosen without the set"
     return [
-        _opinions_table(title, (label(study.chosen), *HIGHEST), pairs),
+        _opinions_table(title, list(map(label, others)), pairs),
         _opinions_table(chosen, ("second opinion",), opinion_left_out(study).pairs),
     ]
 
