@@ -320,7 +320,28 @@ class MetricSettings:
 
 
 @dataclass(frozen=True)
-class ScoreSettings(MetricSettings, DeviceSettings):
+class GroupSettings:
+    """How rows of an array become views of samples."""
+
+    views_per_sample: Count | None = setting(
+        None, "q, for a 2-D array whose rows are the views of sample 0, then 1, ...", panel="Data"
+    )
+    group_by: Literal["ids"] | None = setting(
+        None,
+        "For a 2-D array: the rows of an id are the views of a sample, 2 or more, as many as it "
+        "has.",
+        panel="Data",
+    )
+    ids: Path | None = setting(
+        None,
+        "Ids of the rows, for --group-by: a text file, one a line, a CSV file with a column id, or "
+        "a .npy file [default: those in the file].",
+        panel="Data",
+    )
+
+
+@dataclass(frozen=True)
+class ScoreSettings(MetricSettings, DeviceSettings, GroupSettings):
     """`lidar score`."""
 
     metrics: str = setting(
@@ -334,9 +355,6 @@ class ScoreSettings(MetricSettings, DeviceSettings):
     )
     dataset: str | None = setting(
         None, "Name of the array, in a file that has several.", panel="Data"
-    )
-    views_per_sample: Count | None = setting(
-        None, "q, for a 2-D array whose rows are the views of sample 0, then 1, ...", panel="Data"
     )
     confidence: Level | None = setting(
         None,

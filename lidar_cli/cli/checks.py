@@ -30,6 +30,7 @@ from lidar_cli.settings import (
     EmbedSettings,
     ExtractSettings,
     FormatSettings,
+    GroupSettings,
     InspectSettings,
     OrderSettings,
     RankSettings,
@@ -220,6 +221,15 @@ def check_score(settings: ScoreSettings, plot: Path | None) -> None:
             message = f"--plot {plot}: expected a name that ends in .png or .svg"
             raise SettingsError(message, code="wrong-suffix")
     check_groups(settings.groups, settings.confidence)
+    check_grouping(settings)
+
+
+def check_grouping(settings: GroupSettings) -> None:
+    """Raise SettingsError for options that need or exclude --group-by."""
+    if settings.group_by is None and settings.ids is not None:
+        raise SettingsError("--ids says which rows belong together; add --group-by ids")
+    if settings.group_by is not None and settings.views_per_sample is not None:
+        raise SettingsError("--group-by and --views-per-sample exclude each other; give one")
 
 
 def check_order(settings: OrderSettings, alone: str = "") -> None:

@@ -32,6 +32,9 @@ LONG = 2**36  # bytes that take minutes to read; the user is warned
 PIECE = 2**20  # bytes unpacked at a time
 MAX_EXTENTS = 10_000  # of a sparse file; later ones are not examined
 MAX_DIMENSIONS, MAX_NUMBER = 64, 2**62
+FLOATS = re.compile("[<>]f[248]")
+IDS = re.compile("[<>|]([iu][1248]|[US][0-9]{1,4})")
+ANY_KIND = re.compile("[<>|][fiuUS][0-9]{1,4}")
 SAVE_AGAIN = "copy or save it again"
 NPY, NPZ = (f"lidar_cli.features.numpy_headers:{name}" for name in ("npy", "npz"))
 
@@ -74,13 +77,48 @@ def read_npy(path: Path, dataset: str | None, views_per_sample: int | None) -> E
         raise InputError(
             f"{path}: numbers are {header.type_name}; expected float16, float32 or float64"
         )
+    _check_size(path, header)
+    stored = stored_at(path, header.offset, header.shape, header.dtype)
+    return select_embeddings(path, {path.stem: stored}, dataset, views_per_sample)
+
+
+def _check_size(path: Path, header: Header) -> None:
     size, expected = path.stat().st_size, header.offset + header.nbytes
     if size < expected:
         raise InputError(
             f"{path}: truncated, {size:,} of {expected:,} bytes; copy or write the file again"
         )
-    stored = stored_at(path, header.offset, header.shape, header.dtype)
-    return select_embeddings(path, {path.stem: stored}, dataset, views_per_sample)
+
+
+def read_npy_ids(path: Path) -> np.ndarray:
+    """Ids [N], integers or texts, in a `.npy` file. Raises InputError for other content."""
+    record = run_limited(NPY, path, str(path), error=InputError, advice=SAVE_AGAIN).value
+    with validation(path, InputError, SAVE_AGAIN):
+        header = _header(record, IDS)
+    _check_ids(path, header)
+    _check_size(path, header)
+    assert header.dtype is not None
+    return read_rows(path, header.offset, header.shape, header.dtype, 0, header.shape[0])
+
+
+def read_npz_ids(path: Path) -> np.ndarray | None:
+    """Ids [N], integers or texts, in the array `ids` of a `.npz` file; None if it has none."""
+    members = run_limited(NPZ, path, str(path), error=InputError, advice=SAVE_AGAIN).value
+    if "ids" not in members:
+        return None
+    with validation(path, InputError, SAVE_AGAIN):
+        array = _ZippedArray(path, "ids", members["ids"], IDS)
+    _check_ids(path, array.header)
+    array.check(path.stat().st_size)
+    return array.numbers
+
+
+def _check_ids(path: Path, header: Header) -> None:
+    if header.dtype is None or len(header.shape) != 1:
+        raise InputError(
+            f"{path}: ids are {header.type_name} of shape {_format_shape(header.shape)}; expected "
+            "one axis of integers, or of texts that are no Python objects"
+        )
 
 
 def read_npz(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings | None:
@@ -270,9 +308,11 @@ def _stored_bytes(descriptor: int, size: int) -> tuple[int, int]:
 class _ZippedArray:
     """An array in a `.npz` file, unpacked when it is first read."""
 
-    def __init__(self, path: Path, name: str, record: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, name: str, record: dict[str, Any], kinds: re.Pattern[str] | None = None
+    ) -> None:
         self._path, self._name = path, name
-        self.header = _header(record)
+        self.header = _header(record, kinds or FLOATS)
         self._start, self._packed, self.size, self._crc = checked_sizes(
             [record[key] for key in ("start", "packed", "size", "crc")]
         )
@@ -290,10 +330,11 @@ class _ZippedArray:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows start .. stop - 1. Raises InputError if the bytes are damaged."""
-        return self._array[start:stop]
+        return torch.from_numpy(self.numbers[start:stop])
 
     @cached_property
-    def _array(self) -> Tensor:
+    def numbers(self) -> np.ndarray:
+        """The whole array. Raises as `read`."""
         header = self.header
         assert header.dtype is not None
         content = np.empty(self.size, np.uint8)
@@ -310,8 +351,7 @@ class _ZippedArray:
             raise self._damaged("its bytes do not match their checksum")
         numbers = content[header.offset :].view(header.dtype)
         numbers = numbers.reshape(header.shape, order="F" if header.fortran else "C")
-        native = np.require(numbers, header.dtype.newbyteorder("="), ["C", "A", "W"])
-        return torch.from_numpy(native)
+        return np.require(numbers, header.dtype.newbyteorder("="), ["C", "A", "W"])
 
     def _pieces(self) -> Iterator[bytes]:
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS) if self._deflated else None
@@ -333,11 +373,15 @@ class _ZippedArray:
         )
 
 
-def _header(record: dict[str, Any]) -> Header:
-    """The header in a record of the child process. Raises an error that `validation` converts."""
+def _header(record: dict[str, Any], kinds: re.Pattern[str] = FLOATS) -> Header:
+    """The header in a record of the child process; its type is None unless it is one of `kinds`.
+
+    Raises an error that `validation` converts.
+    """
     kind = record["dtype"]
-    if kind is not None and not re.fullmatch("[<>]f[248]", kind):
+    if kind is not None and not ANY_KIND.fullmatch(kind):
         raise ValueError(kind)
+    kind = kind if kind is not None and kinds.fullmatch(kind) else None
     return Header(
         checked_sizes(record["shape"]),
         None if kind is None else np.dtype(kind),

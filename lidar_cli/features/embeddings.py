@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lidar_cli.core.dense import DenseParts
 from lidar_cli.core.moments import ViewCounts
+from lidar_cli.errors import InputError
 
 ReadRows = Callable[[int, int], Tensor]
 
@@ -174,6 +175,17 @@ class Embeddings:
             return max(start + 1, int(end) - 1)
         parts = [part for part in (self.views if has_views else None, self.clean) if part]
         return start + max(1, memory // max(1, sum(_sample_bytes(part) for part in parts)))
+
+
+def check_counts(file: str, counts: Tensor, what: str = "view") -> None:
+    """Raise InputError if some samples have fewer than 2 views (or rows), given q_i [n]."""
+    single = int((counts < 2).sum())
+    if single:
+        raise InputError(
+            f"{file}: {single:,} of {len(counts):,} samples have a single {what}, and a spread "
+            f"within samples needs 2: leave these samples out, or add {what}s of them",
+            code="single-view",
+        )
 
 
 def _read_first_views(stored: StoredArray, q: int) -> ReadRows:

@@ -26,6 +26,7 @@ from lidar_cli.runtime.device import RankInfo, check_free_memory, find_device
 from lidar_cli.runtime.files import NotAFile, did_you_mean, is_hdf5, open_regular
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, compute_score
+from lidar_cli.scoring.grouped import group_file
 from lidar_cli.scoring.influences import influences, subset_influences
 from lidar_cli.scoring.intervals import Grouping, confidence, reasons_for_no_interval, sum_by_group
 from lidar_cli.scoring.process_group import ProcessGroup, read_moments_on_all_ranks
@@ -120,6 +121,7 @@ def open_embeddings(path: Path, settings: ScoreSettings) -> list[Embeddings]:
         layers = read_hdf5(path, settings.layer, settings.dataset, settings.views_per_sample)
     else:
         layers = [_read_array(path, start, settings.dataset, settings.views_per_sample)]
+    layers = group_file(path, layers, settings)
     return [with_size_note(embeddings) for embeddings in layers]
 
 

@@ -18,7 +18,7 @@ from lidar_cli.core.metrics import METRICS, READ_FROM_ROWS, READ_FROM_SCATTERS, 
 from lidar_cli.core.moments import Moments, RowMoments, unit_rows
 from lidar_cli.core.subset import MOST_VIEWS, ComparedViews, HalfMeans, SampleSubset, half_means
 from lidar_cli.errors import BadRows, InputError
-from lidar_cli.features.embeddings import Chunk, Embeddings
+from lidar_cli.features.embeddings import Chunk, Embeddings, StoredArray
 from lidar_cli.runtime.device import free_memory
 from lidar_cli.runtime.prefetch import prefetch
 from lidar_cli.runtime.progress import Progress
@@ -198,7 +198,7 @@ def _check_memory(embeddings: Embeddings) -> None:
     parts = [part for part in (embeddings.views, embeddings.clean) if part is not None]
     for what, size in {
         f"moments of d = {d:,}": LEAST_MATRICES * 8 * d * d,
-        "a single sample": max(math.prod(part.shape[1:]) * part.item_size for part in parts),
+        "a single sample": max(_sample_bytes(embeddings, part) for part in parts),
         "the whole array": embeddings.in_memory,
     }.items():
         if size > free:
@@ -207,6 +207,13 @@ def _check_memory(embeddings: Embeddings) -> None:
                 f"{size / 2**30:,.1f} GB, of which {free / 2**30:,.1f} GB are free; expected "
                 "embeddings [n, q, d] of fewer numbers a sample; or use a larger machine"
             )
+
+
+def _sample_bytes(embeddings: Embeddings, part: StoredArray) -> int:
+    """Bytes of a sample; of unequal numbers of views of the one with the most."""
+    counts = embeddings.counts if part is embeddings.views else None
+    rows = 1 if counts is None else int(counts.max())
+    return rows * math.prod(part.shape[1:]) * part.item_size
 
 
 def _unit(block: Tensor, some: slice) -> Tensor:

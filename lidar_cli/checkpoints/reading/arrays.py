@@ -41,6 +41,27 @@ def read_tensors(path: Path, dataset: str | None, views_per_sample: int | None) 
     return embeddings if _is_contiguous(tensor) else replace(embeddings, in_memory=tensor.nbytes)
 
 
+def read_stored_ids(path: Path) -> np.ndarray | list[str] | None:
+    """Ids [N] under the key `ids` of a file of torch.save or safetensors; None if it has none.
+
+    A tensor of integers, or a list of texts or integers. Raises InputError for other content.
+    """
+    try:
+        tree = read_file(path).tree
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
+    ids = tree.get("ids") if isinstance(tree, dict) else None
+    if ids is None:
+        return None
+    if isinstance(ids, LazyTensor) and "int" in ids.dtype and len(ids.shape) == 1:
+        return ids.materialise().numpy()
+    if isinstance(ids, (list, tuple)) and all(type(one) in (str, int) for one in ids):
+        return [str(one) for one in ids]
+    raise InputError(
+        f"{path}: ids are {describe(ids)}; expected a tensor [N] of integers, or a list of texts"
+    )
+
+
 def tensors_of(tree: Any, path: Path) -> dict[str, LazyTensor]:
     """Tensors of floating-point numbers by name. Raises CheckpointError for other content."""
     tree = {path.stem: tree} if isinstance(tree, LazyTensor) else tree

@@ -1,0 +1,282 @@
+"""Samples with unequal numbers of views: recordings, patients, speakers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import eigh
+
+from lidar_cli.core import influence, metrics, noise, spectra
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.core.moments import Moments
+from lidar_cli.scoring.run import score_file
+from lidar_cli.settings import ScoreSettings
+
+DELTA, EPSILON = 1e-4, 1e-7
+LDA = ("lidar", "noise_fraction", "lidar_corrected", "pillai", "information", "reliable_rank")
+
+
+def counts_of(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).choice([2, 3, 5, 9], n)
+
+
+def recordings(counts: np.ndarray, d: int, signal: float = 1.0, seed: int = 0) -> list[np.ndarray]:
+    """The views [q_i, d] of each sample: a signal in half of the directions, and noise."""
+    rng = np.random.default_rng(seed)
+    strength = signal * np.r_[2.0 / np.sqrt(1 + np.arange(d // 2)), np.zeros(d - d // 2)]
+    return [0.3 + strength * rng.normal(size=d) + rng.normal(size=(q, d)) for q in counts]
+
+
+def entropy_rank(values: np.ndarray) -> float:
+    shares = values / values.sum() + EPSILON
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def literal(samples: list[np.ndarray]) -> dict[str, float]:
+    """Every metric of views from its definition: each sample counts once, W0 over sum(q_i - 1)."""
+    n, d = len(samples), samples[0].shape[1]
+    counts = np.array([len(views) for views in samples])
+    means = np.stack([views.mean(axis=0) for views in samples])
+    between = (means - means.mean(axis=0)).T @ (means - means.mean(axis=0)) / (n - 1)
+    within = np.zeros((d, d))
+    for views in samples:
+        for view in views:
+            within += np.outer(view - views.mean(axis=0), view - views.mean(axis=0))
+    degrees = sum(len(views) - 1 for views in samples)
+    within = within / degrees
+    spectrum = eigh(between, within + DELTA * np.eye(d), eigvals_only=True)[::-1]
+    floor, h = np.mean(1 / counts), 1 - (d + 1) / degrees
+    corrected = np.maximum(h * spectrum - floor, 0)
+    reliability = corrected / (1 + corrected)
+    rows = np.concatenate(samples)
+    unit = [views / np.linalg.norm(views, axis=1, keepdims=True) for views in samples]
+    pairs = [np.mean([((a - b) ** 2).sum() for i, a in enumerate(u) for b in u[:i]]) for u in unit]
+    return {
+        "lidar": entropy_rank(spectrum),
+        "noise_fraction": d * floor / (h * spectrum.sum()),
+        "lidar_corrected": entropy_rank(corrected),
+        "pillai": float(reliability.sum()),
+        "information": float(0.5 * np.log1p(corrected).sum()),
+        "reliable_rank": entropy_rank(reliability),
+        "rankme": entropy_rank(
+            np.linalg.svd(np.stack([views[0] for views in samples]), compute_uv=False)
+        ),
+        "rankme_augmented": entropy_rank(np.linalg.svd(rows, compute_uv=False)),
+        "normalized_std": float(np.concatenate(unit).std(axis=0).mean() * d**0.5),
+        "alignment": float(np.mean(pairs)),
+    }
+
+
+def moments_of(samples: list[np.ndarray]) -> Moments:
+    return Moments.of([torch.from_numpy(views) for views in samples])
+
+
+def spectrum_of(moments: Moments) -> torch.Tensor:
+    return spectra.lda_spectrum(moments, DELTA).eigenvalues
+
+
+def grouped(
+    tmp_path: Path, samples: list[np.ndarray], shuffle: bool = True, **options: object
+) -> tuple[list[np.ndarray], ScoreSettings, Path]:
+    """Rows of all samples in a .npy file, their ids in a text file; samples as the file has them.
+
+    A sample's views are in the order of the file, and samples in the order of their first rows.
+    """
+    ids = np.repeat([f"patient {i}" for i in range(len(samples))], [len(one) for one in samples])
+    rows = np.concatenate(samples)
+    if shuffle:
+        order = np.random.default_rng(1).permutation(len(rows))
+        rows, ids = rows[order], ids[order]
+    np.save(tmp_path / "rows.npy", rows)
+    (tmp_path / "ids.txt").write_text("\n".join(ids) + "\n")
+    settings = ScoreSettings(
+        device="cpu", group_by="ids", ids=tmp_path / "ids.txt", delta=DELTA, **options
+    )
+    in_file = [rows[ids == one] for one in dict.fromkeys(ids)]
+    return in_file, settings, tmp_path / "rows.npy"
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_every_metric_of_grouped_rows_is_its_literal_twin(tmp_path: Path, shuffle: bool) -> None:
+    samples = recordings(counts_of(90), 8, signal=2.0)
+    in_file, settings, path = grouped(tmp_path, samples, shuffle, memory="6KB")
+    (score,) = score_file(path, settings)
+    expected = literal(in_file)
+    assert {name: score.value(name) for name in expected} == pytest.approx(expected, rel=1e-7)
+    assert (score.n_samples, score.n_views, score.dim) == (90, 2, 8)
+    assert score.view_counts == {
+        "most": 9,
+        "rows": sum(map(len, samples)),
+        "noise_floor": pytest.approx(np.mean([1 / len(one) for one in samples])),
+    }
+    assert score.noise_edge_law == "unequal"
+
+
+def test_neighbours_are_compared_over_the_views_that_every_sample_has(tmp_path: Path) -> None:
+    counts = np.random.default_rng(0).integers(4, 8, 60)
+    in_file, settings, path = grouped(
+        tmp_path, recordings(counts, 8, signal=2.0), metrics="stability,retrieval"
+    )
+    (score,) = score_file(path, settings)
+    (tmp_path / "first").mkdir()
+    np.save(tmp_path / "first" / "z.npy", np.stack([views[:4] for views in in_file]))
+    (first,) = score_file(tmp_path / "first" / "z.npy", ScoreSettings(metrics="all", device="cpu"))
+    assert score.stability == first.stability
+    assert score.retrieval == first.retrieval
+
+
+@pytest.mark.parametrize("metric", ["all", "lidar"])
+def test_equal_numbers_of_views_give_todays_numbers(tmp_path: Path, metric: str) -> None:
+    z = np.stack(recordings(np.full(120, 4), 8, signal=2.0))
+    _, settings, path = grouped(tmp_path, list(z), False, metrics=metric, confidence=0.95)
+    (score,) = score_file(path, settings)
+    np.save(tmp_path / "z.npy", z)
+    (today,) = score_file(
+        tmp_path / "z.npy", ScoreSettings(device="cpu", metrics=metric, confidence=0.95)
+    )
+    for name in METRICS:
+        assert score.value(name) == today.value(name), name
+    assert score.confidence == today.confidence
+    assert score.view_counts is None
+
+
+def test_moments_that_allow_unequal_counts_agree_where_they_are_equal() -> None:
+    z = torch.from_numpy(np.stack(recordings(np.full(150, 4), 12, signal=2.0)))
+    today, unequal = Moments.of(z), Moments(None, 12)
+    for some in (slice(0, 40), slice(40, 150)):
+        unequal.update(z[some])
+    assert unequal.views == 4
+    n, q, eigenvalues = 150, 4, spectrum_of(today)
+    torch.testing.assert_close(spectrum_of(unequal), eigenvalues, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        spectra.augmented_gram_spectrum(unequal),
+        spectra.augmented_gram_spectrum(today),
+        **{"rtol": 1e-12, "atol": 0},
+    )
+    assert noise.dispersion(unequal) == pytest.approx(noise.dispersion(today), rel=1e-12)
+    # The equations for unequal counts, at equal ones.
+    for equation in (metrics.noise_fraction, noise.inverse_bias):
+        argument = eigenvalues if equation is metrics.noise_fraction else n
+        rest = (n, q) if equation is metrics.noise_fraction else (q, 12)
+        other = tuple({4: n} if one == q else one for one in rest)
+        assert equation(argument, *other) == pytest.approx(equation(argument, *rest), rel=1e-12)
+    assert noise.unequal_edge({4: n}, n * 3, 12).edge == pytest.approx(
+        noise.noise_edge(n, q, 12), rel=1e-12
+    )
+    names = [*LDA]
+    of_equal = influence.lda_influence(today, names, DELTA, EPSILON).influences(z)
+    unequal._counts = {4: 150, 7: 0}  # the path for unequal counts
+    of_unequal = influence.lda_influence(unequal, names, DELTA, EPSILON).influences(z)
+    torch.testing.assert_close(
+        of_unequal - of_unequal.mean(dim=0), of_equal - of_equal.mean(dim=0), rtol=1e-9, atol=1e-9
+    )
+
+
+def test_influences_are_those_of_leaving_a_recording_out() -> None:
+    """n (T - T without i) of the literal twin, whose spectrum is far above its noise floor."""
+    counts = counts_of(100, seed=3)
+    rng = np.random.default_rng(5)
+    scale = 3.0 / np.sqrt(1 + np.arange(5))
+    samples = [scale * rng.normal(size=5) + rng.normal(size=(q, 5)) for q in counts]
+    names = ("lidar", "noise_fraction", "pillai", "rankme_augmented", "normalized_std", "alignment")
+    without = [literal(samples[:i] + samples[i + 1 :]) for i in range(100)]
+    moments = moments_of(samples)
+    of_lda = influence.lda_influence(moments, names[:3], DELTA, EPSILON).influences
+    of_gram = influence.augmented_influence(moments, names[3:4], EPSILON).influences
+    found = []
+    for views in map(torch.from_numpy, samples):
+        on_sphere = [METRICS[name].influence(views[None], moments.sphere) for name in names[4:]]
+        found.append(torch.cat([of_lda(views[None])[0], of_gram(views[None])[0], *on_sphere]))
+    for name, column in zip(names, torch.stack(found, dim=1).numpy(), strict=True):
+        exact = -100 * np.array([each[name] for each in without])
+        assert np.corrcoef(column, exact)[0, 1] > 0.998, name
+        assert column.std() == pytest.approx(exact.std(), rel=0.03), name
+
+
+def largest_of_noise(counts: np.ndarray, d: int, draws: int) -> np.ndarray:
+    """The largest LDA eigenvalue of equal Gaussian noise, drawn."""
+    rng, n, degrees = np.random.default_rng(0), len(counts), int((counts - 1).sum())
+    largest = []
+    for _ in range(draws):
+        means = rng.normal(size=(n, d)) / np.sqrt(counts)[:, None]
+        residuals = rng.normal(size=(degrees, d))
+        means -= means.mean(axis=0)
+        pair = means.T @ means / (n - 1), residuals.T @ residuals / degrees
+        largest.append(eigh(*pair, eigvals_only=True)[-1])
+    return np.array(largest)
+
+
+@pytest.mark.parametrize("few", [2, 5])
+def test_the_edge_of_unequal_counts_is_that_of_simulated_noise(few: int) -> None:
+    counts = np.where(np.random.default_rng(0).random(300) < 0.3, few, 20)
+    q = {few: int((counts == few).sum()), 20: int((counts == 20).sum())}
+    d, degrees = 24, int((counts - 1).sum())
+    drawn = largest_of_noise(counts, d, 150)
+    edge = noise.noise_edge(300, q, d)
+    assert edge * 0.9 < drawn.mean() < edge
+    assert np.mean(drawn > noise.largest_of_noise(300, q, d)) <= 0.04
+    assert np.mean(drawn > noise.EDGE_MARGIN * edge) <= 0.02
+    harmonic = 1 / np.mean(1 / counts)
+    wachter = noise.wachter_edge(300, degrees, d) / harmonic
+    if few == 2:  # by the law of equal counts noise would be called signal
+        assert np.mean(drawn > noise.EDGE_MARGIN * wachter) > 0.5
+
+
+def test_noise_of_unequal_counts_and_strengths_is_null() -> None:
+    """Null in at least 95 % of draws: at most 2 of 20 at this many."""
+    above = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        samples = [
+            np.exp(0.7 * rng.normal()) * rng.normal(size=(q, 12)) for q in rng.integers(3, 12, 200)
+        ]
+        moments = moments_of(samples)
+        blocks = [torch.from_numpy(views)[None] for views in samples]
+        found = noise.measure_view_noise(moments, lambda blocks=blocks: blocks, DELTA, 2**26)
+        assert found.law == "contrasts"
+        above += noise.n_above_noise(spectrum_of(moments), 200, moments.views, found.edge) > 0
+    assert above <= 2
+
+
+def test_contrasts_of_unequal_counts_are_the_largest_of_their_pairs() -> None:
+    counts = np.repeat([3, 5], [60, 40])
+    samples = [torch.from_numpy(one) for one in recordings(counts, 6, signal=0.0)]
+    blocks = [torch.stack(samples[:60]), torch.stack(samples[60:])]
+    q, generator, largest = {3: 60, 5: 40}, torch.Generator().manual_seed(noise.SEED), []
+    residuals = [views - views.mean(dim=0) for views in samples]
+    scatter = sum(one.T @ one for one in residuals)
+    for _ in range(noise.CONTRASTS):
+        weights = [*noise._weights(60, 3, generator), *noise._weights(40, 5, generator)]
+        u = torch.stack([w.double() @ r for w, r in zip(weights, residuals, strict=True)])
+        between = (u.T / torch.from_numpy(counts)) @ u / 99
+        within = (scatter - u.T @ u) / sum(counts - 2)
+        largest.append(eigh(between.numpy(), within.numpy(), eigvals_only=True)[-1])
+    expected = max(largest) * noise.noise_edge(100, q, 6) / noise.unequal_edge(q, 180, 6).edge
+    found = noise.contrast_edge(lambda: blocks, 100, 0.0, q=q)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert noise.contrast_edge(lambda: blocks, 100, 0.0, room=1, q=q) == found
+
+
+def test_intervals_of_unequal_counts_cover_the_expectation(tmp_path: Path) -> None:
+    """At 95 %: of 40 draws at least 33, below which 0.1 % of binomial draws are."""
+    names = ("lidar", "pillai", "noise_fraction", "rankme_augmented")
+    values: dict[str, list[float]] = {name: [] for name in names}
+    ends: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for seed in range(40):
+        samples = recordings(counts_of(120, seed), 6, signal=2.0, seed=seed)
+        _, settings, path = grouped(
+            tmp_path, samples, False, metrics=",".join(names), confidence=0.95
+        )
+        (score,) = score_file(path, settings)
+        for name in names:
+            interval = score.interval(name)
+            assert interval.ci_low is not None
+            assert interval.ci_high is not None
+            values[name].append(score.value(name))
+            ends[name].append((interval.ci_low, interval.ci_high))
+    for name in names:
+        mean = np.mean(values[name])
+        assert sum(low <= mean <= high for low, high in ends[name]) >= 33, name
