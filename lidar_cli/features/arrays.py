@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.errors import BadRows, InputError, first_line, nearest, printable
-from lidar_cli.features.embeddings import Embeddings, StoredArray
+from lidar_cli.features.embeddings import Embeddings, StoredArray, with_equal_views
 from lidar_cli.features.schema import HARMLESS, MAX_RATIO
 from lidar_cli.runtime.files import open_regular
 from lidar_cli.runtime.sandbox import run_limited, validation
@@ -201,15 +201,9 @@ def as_embeddings(
         return Embeddings(str(path), name, stored, None, note=note)
     if q is None:
         return Embeddings(str(path), name, None, stored, clean_name="rows", note=note)
-    rows, d = shape
-    if rows % q:
-        raise InputError(f"{path}: {rows} rows are not a multiple of --views-per-sample {q}")
-
-    def read(start: int, stop: int) -> Tensor:
-        return stored.read(start * q, stop * q).view(-1, q, d)
-
-    views = StoredArray((rows // q, q, d), stored.item_size, read)
-    return Embeddings(str(path), name, views, None, note=note)
+    if shape[0] % q:
+        raise InputError(f"{path}: {shape[0]} rows are not a multiple of --views-per-sample {q}")
+    return Embeddings(str(path), name, with_equal_views(stored, q), None, note=note)
 
 
 def stored_at(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,6 +61,12 @@ class Chunk(NamedTuple):
             samples = (self.counts == q).nonzero().flatten()
             rows = (ends[samples] - q)[:, None] + torch.arange(q)
             yield self.views[rows], samples
+
+    def by_sample(self) -> np.ndarray | list[np.ndarray]:
+        """The views of each sample: [c, q, d], or c arrays [q_i, d]."""
+        assert self.views is not None
+        rows = self.views.numpy()
+        return rows if self.counts is None else np.split(rows, self.counts.cumsum(0)[:-1].numpy())
 
     def first_views(self) -> Tensor | None:
         """The first view of each sample [c, d]."""
@@ -175,6 +182,16 @@ class Embeddings:
             return max(start + 1, int(end) - 1)
         parts = [part for part in (self.views if has_views else None, self.clean) if part]
         return start + max(1, memory // max(1, sum(_sample_bytes(part) for part in parts)))
+
+
+def with_equal_views(rows: StoredArray, q: int) -> StoredArray:
+    """Rows [n*q, d] as views [n, q, d], those of a sample contiguous."""
+    d = rows.shape[1]
+
+    def read(start: int, stop: int) -> Tensor:
+        return rows.read(start * q, stop * q).view(-1, q, d)
+
+    return StoredArray((rows.shape[0] // q, q, d), rows.item_size, read)
 
 
 def check_counts(file: str, counts: Tensor, what: str = "view") -> None:

@@ -19,7 +19,14 @@ from lidar_cli.checkpoints.reading.arrays import read_stored_ids
 from lidar_cli.data.tables import read_table
 from lidar_cli.errors import FeatureFileError, InputError
 from lidar_cli.features.arrays import read_npy_ids, read_npz_ids
-from lidar_cli.features.embeddings import Embeddings, Names, ReadRows, StoredArray, check_counts
+from lidar_cli.features.embeddings import (
+    Embeddings,
+    Names,
+    ReadRows,
+    StoredArray,
+    check_counts,
+    with_equal_views,
+)
 from lidar_cli.features.hdf5 import read_hdf5_contents
 from lidar_cli.runtime.files import is_hdf5, read_named
 from lidar_cli.settings import GroupSettings
@@ -107,7 +114,6 @@ def group_rows(embeddings: Embeddings, ids: np.ndarray | Sequence[str]) -> Embed
     read = stored.read
     if (np.diff(numbers) < 0).any():
         read = _read_in_order(stored, np.argsort(numbers, kind="stable"))
-    n, d = len(counts), stored.shape[1]
     few, many = int(counts.min()), int(counts.max())
     rows = f"{few}" if few == many else f"{few} to {many}"
     grouped = replace(
@@ -116,16 +122,11 @@ def group_rows(embeddings: Embeddings, ids: np.ndarray | Sequence[str]) -> Embed
         verify=None,
         content=None,
         names=lambda: Names(names, None),
-        note=embeddings.note or f"{file}: {n:,} samples by ids, of {rows} rows",
+        note=embeddings.note or f"{file}: {len(counts):,} samples by ids, of {rows} rows",
     )
-    if few == many:
-        views = StoredArray(
-            (n, few, d),
-            stored.item_size,
-            lambda start, stop: read(start * few, stop * few).view(-1, few, d),
-        )
-        return replace(grouped, views=views)
     ordered = StoredArray(stored.shape, stored.item_size, read)
+    if few == many:
+        return replace(grouped, views=with_equal_views(ordered, few))
     return replace(grouped, views=ordered, counts=torch.from_numpy(counts))
 
 
