@@ -451,4 +451,4 @@ def test_a_record_has_these_keys_in_this_order(tmp_path):
     more = "ridge_share data view_counts notes warnings confidence convergence"
     assert list(record) == f"{facts} {values} {more}".split()
     header = to_csv([]).strip().split(",")
-    assert header == f"{facts} {values} ridge_share data warnings".split()
+    assert header == f"{facts} {values} ridge_share data view_counts warnings".split()

@@ -206,7 +206,7 @@ def test_influences_are_those_of_leaving_a_recording_out() -> None:
         found.append(torch.cat([of_lda(views[None])[0], of_gram(views[None])[0], *on_sphere]))
     for name, column in zip(names, torch.stack(found, dim=1).numpy(), strict=True):
         exact = -100 * np.array([each[name] for each in without])
-        assert np.corrcoef(column, exact)[0, 1] > 0.998, name
+        assert np.corrcoef(column, exact)[0, 1] > 0.995, name
         assert column.std() == pytest.approx(exact.std(), rel=0.05), name
 
 
@@ -311,9 +311,8 @@ def test_a_feature_file_holds_unequal_numbers_of_views(tmp_path: Path) -> None:
         assert file["samples/q"][:].tolist() == [len(one) for one in samples]
         rows = np.concatenate(samples).astype(np.float32)
         np.testing.assert_array_equal(file["embeddings/embedding/views"][:], rows)
-        assert file["embeddings/embedding/crc32"][1] == zlib.crc32(
-            samples[1].astype("f4").tobytes()
-        )
+        checksum = zlib.crc32(samples[1].astype("f4").tobytes())
+        assert file["embeddings/embedding/crc32"][1] == checksum
     expected = literal([one.astype(np.float32).astype(np.float64) for one in samples])
     found = scores_of(path)
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-7)
@@ -334,14 +333,20 @@ def test_a_feature_file_holds_unequal_numbers_of_views(tmp_path: Path) -> None:
     assert (summary.n, summary.q, summary.most, summary.checksums) == (60, 2, 9, "verified")
 
 
+def write_some(
+    path: Path, some: list[int], views: list[np.ndarray], options: dict[str, object]
+) -> None:
+    with FeatureWriter(path, **options) as writer:
+        writer.write(some, views)
+
+
 def test_batches_of_unequal_views_in_any_order_resume(tmp_path: Path) -> None:
     samples = recordings(counts_of(30), 4)
     options = {"n_samples": 30, "n_views": [len(one) for one in samples], "dim": 4}
     path = tmp_path / "a.h5"
+    some = [*range(20, 30), *range(10)]
     with pytest.raises(FeatureFileError, match="10 samples were never written"):
-        with FeatureWriter(path, **options) as writer:
-            some = [*range(20, 30), *range(10)]
-            writer.write(some, [samples[i] for i in some])
+        write_some(path, some, [samples[i] for i in some], options)
     with pytest.raises(Unresumable, match="n_views differ"):
         FeatureWriter(path, **{**options, "n_views": options["n_views"][::-1]}, resume=True)
     with FeatureWriter(path, **options, resume=True) as writer:

@@ -95,6 +95,7 @@ def comparable(score: Score) -> dict[str, Any]:
         "mask grid": provenance.get("mask_grid"),  # determines which parts of a view are masked
         "n": score.n_samples,
         "q": score.n_views,
+        "numbers of views": score.view_counts,
         "d": score.dim,
         "layer": score.layer,
         "delta": score.delta,
@@ -216,8 +217,9 @@ def noise_warnings(groups: Iterable[Group], by: Metric) -> Iterator[str]:
             if row.score.noise_fraction is not None and row.score.noise_fraction > MUCH_NOISE
         ]
         if by.name == "lidar" and 2 * len(noisy) > len(group.rows):
+            score = noisy[0].score
             yield (
                 f"view noise is more than half of the LDA trace in {len(noisy)} of "
-                f"{len(group.rows)} checkpoints, and lidar counts it as rank; more views reduce "
-                f"it: lidar rank ... -q {2 * noisy[0].score.n_views}"
+                f"{len(group.rows)} checkpoints, and lidar counts it as rank; more views reduce it"
+                + ("" if score.view_counts else f": lidar rank ... -q {2 * score.n_views}")
             )

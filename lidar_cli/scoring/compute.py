@@ -134,6 +134,17 @@ class Score:
         return value
 
     @property
+    def q_text(self) -> str:
+        """q, or the smallest and the largest, such as `2 to 9`."""
+        most = int(self.view_counts["most"]) if self.view_counts else self.n_views
+        return f"{self.n_views}" if most == self.n_views else f"{self.n_views} to {most}"
+
+    @property
+    def noise_floor(self) -> float:
+        """The share of a view's noise in the mean of a sample: 1/q, or the mean of 1/q_i."""
+        return self.view_counts["noise_floor"] if self.view_counts else 1 / self.n_views
+
+    @property
     def computed(self) -> frozenset[str]:
         """The metrics that have a value, or the reason why they have none."""
         return frozenset(m for m in METRICS if self.values[m] is not None or m in self.notes)
