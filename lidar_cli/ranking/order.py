@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,18 @@ def comparable(score: Score) -> dict[str, Any]:
         "storage": provenance.get("storage"),
         "embedding revision": revision_of(provenance),
     }
+
+
+def q_text(common: Mapping[str, Any]) -> str:
+    """q of comparable scores, or the smallest and the largest number of views."""
+    counts = common.get("numbers of views")
+    return f"{common['q']} to {counts['most']}" if counts else f"{common['q']}"
+
+
+def mean_views(common: Mapping[str, Any]) -> float:
+    """q of comparable scores, or the mean number of views."""
+    counts = common.get("numbers of views")
+    return float(counts["rows"] / common["n"] if counts else common["q"])
 
 
 def views_and_statistics(views: dict[str, Any] | None) -> tuple[dict[str, Any] | None, str | None]:

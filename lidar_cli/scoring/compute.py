@@ -314,10 +314,8 @@ def _noise_warning(noise: float, q: ViewCounts, delta: float, ridge: float, corr
             "is measured by: lower --delta first"
         )
     instead = ", or read lidar_corrected" if corrected else ""
-    return (
-        f"{noise_clause(noise, q)}, and lidar counts it as rank: raise q (`lidar extract -q`)"
-        f"{instead}"
-    )
+    more = "raise q (`lidar extract -q`)" if isinstance(q, int) else "add views of each sample"
+    return f"{noise_clause(noise, q)}, and lidar counts it as rank: {more}{instead}"
 
 
 def _lda_warnings(views: Moments, ridge: float, singular: bool) -> dict[str, str]:
