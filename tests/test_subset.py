@@ -214,7 +214,7 @@ def test_rows_without_views_have_no_value(tmp_path: Path) -> None:
     np.save(tmp_path / "z.npy", np.ones((40, 3)))
     (score,) = score_file(tmp_path / "z.npy", ScoreSettings(device="cpu", metrics="all"))
     assert {score.notes[name] for name in SUBSET} == {
-        "rows without views; give --views-per-sample, or an array (n, q, d)"
+        "rows without views; give --views-per-sample, --group-by ids, or an array (n, q, d)"
     }
 
 

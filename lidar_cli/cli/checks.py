@@ -27,10 +27,10 @@ from lidar_cli.runtime.files import HDF5_SIGNATURE, did_you_mean, is_stream, ope
 from lidar_cli.runtime.streams import write_remark
 from lidar_cli.settings import (
     LAYERS,
+    ArraySettings,
     EmbedSettings,
     ExtractSettings,
     FormatSettings,
-    GroupSettings,
     InspectSettings,
     OrderSettings,
     RankSettings,
@@ -96,7 +96,7 @@ def file_kind(path: Path) -> str | None:
 
 
 def check_checkpoint(path: Path, command: str) -> None:
-    """Raise the reason why a path cannot be a checkpoint, or for rank a feature file."""
+    """Raise the reason why a path cannot be a checkpoint, or for rank embeddings."""
     if str(path).startswith(ON_THE_HUB):
         return
     check_exists(path, "no such file; expected a checkpoint")
@@ -106,7 +106,9 @@ def check_checkpoint(path: Path, command: str) -> None:
         weights_path(path)
         return
     kind = _kind_or_none(path)
-    if kind in ARRAYS or (kind == HDF5 and command != "rank"):
+    if kind in (HDF5, *ARRAYS) and command == "rank":
+        return
+    if kind in (HDF5, *ARRAYS):
         raise CheckpointError(
             f"{path}: {kind}, not a checkpoint, which {command} takes. To score what it holds:  "
             f"lidar score {shlex.quote(str(path))}",
@@ -224,10 +226,8 @@ def check_score(settings: ScoreSettings, plot: Path | None) -> None:
     check_grouping(settings)
 
 
-def check_grouping(settings: GroupSettings) -> None:
-    """Raise SettingsError for options that need or exclude --group-by."""
-    if settings.group_by is None and settings.ids is not None:
-        raise SettingsError("--ids says which rows belong together; add --group-by ids")
+def check_grouping(settings: ArraySettings) -> None:
+    """Raise SettingsError for an option that --group-by excludes."""
     if settings.group_by is not None and settings.views_per_sample is not None:
         raise SettingsError("--group-by and --views-per-sample exclude each other; give one")
 
@@ -258,6 +258,7 @@ def check_order(settings: OrderSettings, alone: str = "") -> None:
         )
     check_names(settings)
     check_groups(settings.groups, settings.confidence)
+    check_grouping(settings)
 
 
 def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
@@ -369,11 +370,10 @@ def check_system(settings: FormatSettings) -> None:
 
 
 def check_layer(settings: FormatSettings) -> None:
-    """Raise SettingsError for a mistyped layer; user code and feature files name their own."""
+    """Raise SettingsError for a mistyped layer; other names are of modules inside a backbone."""
     is_own_code = getattr(settings, "model", None) is not None
     for name in [name.strip() for name in settings.layer.split(",")]:
-        others = isinstance(settings, OrderSettings) and not re.match("back|proj|pred", name)
-        if not is_own_code and name not in ("auto", *LAYERS) and not others:
+        if not is_own_code and name not in LAYERS and re.match("back|proj|pred|patchs", name):
             hint = nearest(name, list(LAYERS))
             raise SettingsError(f"--layer {name}: no such layer; {hint}", code="no-such-layer")
 

@@ -20,7 +20,6 @@ from lidar_cli.runtime.files import open_zip
 MAGIC = b"\x93NUMPY"
 LENGTHS = {1: struct.Struct("<H"), 2: struct.Struct("<I"), 3: struct.Struct("<I")}  # by version
 MAX_HEADER = 2**16  # bytes
-KINDS, MAX_ITEM = "fiuUS", 2**12  # of numbers, and of ids, which may be texts; bytes
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of numpy.savez and savez_compressed
 
 Record = dict[str, Any]  # of JSON values
@@ -95,7 +94,8 @@ def _header(file: IO[bytes]) -> Record:
     return {
         "shape": shape,
         "fortran": fortran,
-        "dtype": dtype.str if dtype.kind in KINDS and dtype.itemsize <= MAX_ITEM else None,
+        "dtype": dtype.str if dtype.kind == "f" and dtype.itemsize <= 8 else None,
+        "text": dtype.str if dtype.kind in "iuUS" and 0 < dtype.itemsize < 10_000 else None,
         "type": str(dtype)[:60],
         "offset": len(start) + length.size + size,
     }

@@ -23,7 +23,7 @@ from lidar_cli.data.open import image_count
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError
 from lidar_cli.extraction.run import stem
 from lidar_cli.features.embeddings import Embeddings
-from lidar_cli.features.reader import read_hdf5, read_provenance
+from lidar_cli.features.reader import read_provenance
 from lidar_cli.ranking.cache import MARKER, CacheFolder
 from lidar_cli.ranking.discover import (
     Checkpoint,
@@ -40,7 +40,7 @@ from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, listed_metrics, ranked_metrics
 from lidar_cli.scoring.intervals import Interval, interval_of, ties
-from lidar_cli.scoring.run import score_layer, with_intervals
+from lidar_cli.scoring.run import open_layer, score_layer, with_intervals
 from lidar_cli.scoring.saved import SUFFIX, ScoreWithoutIntervals, read_score
 from lidar_cli.settings import (
     EMBEDDED,
@@ -281,7 +281,9 @@ def _sources(
             _check_none_stored(named)
         _check_no_other_data(named)
     embedded = _embed(session, checkpoints, layer)
-    first, second = (_open(embedded.get(str(side.path), side.path), layer) for side in sides)
+    first, second = (
+        _open(embedded.get(str(side.path), side.path), layer, session.settings) for side in sides
+    )
     return (first, second), False
 
 
@@ -306,7 +308,7 @@ def _comparable_pair(
 ) -> tuple[Source, Source] | None:
     """The first two that are comparable; None if there are none."""
     for a, b in product(of_first, of_second):
-        first, second = _open(a.path, layer), _open(b.path, layer)
+        first, second = (_open(one.path, layer, session.settings) for one in (a, b))
         if not _differing(session, first, second):
             session.progress.note(
                 f"compared on stored embeddings of {a.provenance.get('data')}, "
@@ -427,11 +429,10 @@ def _provenance(session: Session, file: Path) -> dict[str, Any]:
     return saved.provenance if is_alike else {}
 
 
-def _open(path: Path, layer: str) -> Source:
+def _open(path: Path, layer: str, settings: RankSettings) -> Source:
     """One layer of a feature file, or a score. Raises FeatureFileError if it is damaged."""
     if path.suffix != SUFFIX:
-        (embeddings,) = read_hdf5(path, layer)
-        return embeddings
+        return open_layer(path, replace(settings, layer=layer))
     saved = read_score(path)
     if saved is None:
         raise FeatureFileError(f"{path}: is damaged; remove it")

@@ -55,7 +55,7 @@ VALUES = {  # metrics and companions in the order of files, with their values if
 } | dict.fromkeys(DSE_PARTS)
 NO_PATCHES = "read from the patch tokens of a Vision Transformer: --layer patches"  # no `dense`
 NO_VIEWS = {  # the reason of a null, by `Embeddings.clean_name`
-    "rows": "rows without views; give --views-per-sample, or an array (n, q, d)",
+    "rows": "rows without views; give --views-per-sample, --group-by ids, or an array (n, q, d)",
     "clean": "un-augmented embeddings alone; `lidar extract -q 2` or more adds views",
 }
 
