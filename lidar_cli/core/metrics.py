@@ -443,8 +443,9 @@ METRICS = {
             "edge",
             "higher",
             "The number of eigenvalues of the LDA matrix above 1.1 times the largest that view "
-            "noise alone explains: by Wachter's law (1980), or by contrasts between the views of a "
-            "sample where noise is of uneven strength. A count, so it has no interval.",
+            "noise alone explains: by Wachter's law (1980), by its like for unequal numbers of "
+            "views, or by contrasts between the views of a sample where noise is of uneven "
+            "strength. A count, so it has no interval.",
             _n_above_noise,
             no_interval=IS_A_COUNT,
         ),

@@ -79,19 +79,16 @@ def group_rows(embeddings: Embeddings) -> Embeddings:
     read = stored.read
     if (np.diff(numbers) < 0).any():
         read = _read_in_order(stored, np.argsort(numbers, kind="stable"))
-    few, many = int(counts.min()), int(counts.max())
-    rows = f"{few}" if few == many else f"{few} to {many}"
     grouped = replace(
         embeddings,
         clean=None,
         verify=None,
         content=None,
         names=lambda: Names(distinct, labels),
-        note=embeddings.note or f"{file}: {len(counts):,} samples by ids, of {rows} rows",
     )
     ordered = StoredArray(stored.shape, stored.item_size, read)
-    if few == many:
-        return replace(grouped, views=with_equal_views(ordered, few))
+    if counts.min() == counts.max():
+        return replace(grouped, views=with_equal_views(ordered, int(counts[0])))
     return replace(grouped, views=ordered, counts=torch.from_numpy(counts))
 
 
