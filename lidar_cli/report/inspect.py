@@ -88,7 +88,8 @@ def _feature_facts(inspection: FeatureInspection) -> dict[str, str]:
 
 
 def _layer(layer: LayerSummary) -> str:
-    parts = [f"views [{layer.n}, {layer.q}, {layer.d}]"] if layer.q else []
+    q = f"{layer.q}" if layer.q == layer.most else f"{layer.q} to {layer.most}"
+    parts = [f"views [{layer.n}, {q}, {layer.d}]"] if layer.q else []
     parts += [f"clean [{layer.n_clean}, {layer.d}]"] if layer.n_clean else []
     return f"{', '.join(parts)}; {layer.storage}; checksums {layer.checksums}"
 
