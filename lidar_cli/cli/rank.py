@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lidar_cli.cli.checks import check_rank, parse_columns
+from lidar_cli.api.checks import check_rank, parse_columns
 from lidar_cli.cli.options import (
     Csv,
     Json,

@@ -158,6 +158,20 @@ def compare_files(
     return replace(comparison, images=_images(comparison, session, is_stored))
 
 
+def compare_arrays(
+    first: Embeddings,
+    second: Embeddings,
+    settings: CompareSettings,
+    progress: Progress | None = None,
+) -> Comparison:
+    """The comparison of embeddings in memory. Raises as `compare_files`."""
+    find_order(settings.by, "compare")
+    session = open_session([], _rank_settings(settings), progress)
+    files, level = (first.file, second.file), settings.confidence
+    comparison = Comparison(files, session.by, level, are_features=(True, True))
+    return _compared(comparison, session, first, second)
+
+
 def difference(metric: Metric, scores: tuple[Score, Score], level: float) -> Difference:
     """The paired difference of one metric, with its interval."""
     values = scores[0].value(metric.name), scores[1].value(metric.name)

@@ -34,7 +34,7 @@ from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings
 
 
 def score_file(
-    path: Path,
+    path: Path | Embeddings,
     settings: ScoreSettings,
     progress: Progress | None = None,
     process_group: ProcessGroup | None = None,
@@ -42,6 +42,7 @@ def score_file(
 ) -> list[Score]:
     """A score for each layer of a feature file, or one for the array of a file of another format.
 
+    path: a file, or embeddings in memory.
     process_group: processes that each read a part of the file; all return the same scores.
     groups: the result of `open_groups`, if the caller scores several files with it.
     Raises InputError or FeatureFileError if the file cannot be used, SettingsError for an unknown
@@ -95,11 +96,13 @@ def open_groups(settings: ScoreSettings | RankSettings) -> Grouping | None:
     return Grouping(settings.groups)
 
 
-def open_embeddings(path: Path, settings: ScoreSettings) -> list[Embeddings]:
+def open_embeddings(path: Path | Embeddings, settings: ScoreSettings) -> list[Embeddings]:
     """The embeddings of each chosen layer of a file; their numbers are not read yet.
 
-    Raises InputError or FeatureFileError.
+    Embeddings in memory are returned as they are. Raises InputError or FeatureFileError.
     """
+    if isinstance(path, Embeddings):
+        return [path]
     if path.is_dir():
         raise InputError(f"{path}: is a directory; score takes files, rank takes directories")
     try:
