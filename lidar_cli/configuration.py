@@ -2,8 +2,9 @@
 
 A value comes from the first of: the command line, `LIDAR_<FIELD>` in the environment, one TOML
 file (`--config`, else `./lidar.toml`), the default. `resolve` merges them and records each value's
-origin; `from_keywords` reads keywords of Python in place of all but the defaults. Pydantic checks types and bounds and is imported only when a command runs. Sizes and rates,
-which are texts, are parsed where they are used.
+origin; `from_keywords` reads keywords of Python in place of all but the defaults. Pydantic checks
+types and bounds and is imported only when a command runs. Sizes and rates, which are texts, are
+parsed where they are used.
 """
 
 from __future__ import annotations

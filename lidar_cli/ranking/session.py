@@ -371,7 +371,8 @@ class _Job:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.selection = session.selection
-        session.scan_directory()
+        if session.selection.arguments:  # else there are only embeddings in memory
+            session.scan_directory()
         self._rows: list[Row] = []
         self._array_names: dict[str, str] = {}  # of embeddings in memory, by path
         self._used: set[Path] = set()  # feature files from which checkpoints were scored
