@@ -84,6 +84,7 @@ class Session:
         self.folder = CacheFolder(selection.cache_parent, settings.cache, cleans)
         self.groups = open_groups(settings)
         self.scan = DirectoryScan()
+        self.array_names: dict[str, str] = {}  # of embeddings in memory, by path
 
     @cached_property
     def samples(self) -> Samples:
@@ -100,7 +101,7 @@ class Session:
         """The short names of the scanned checkpoints, and of feature files without one, by path."""
         checkpoints = [checkpoint.path for checkpoint in self.scan.checkpoints.values()]
         features = [file.path for file in self.scan.features_without_checkpoint]
-        return short_names([str(path) for path in (*checkpoints, *features)])
+        return short_names([str(path) for path in (*checkpoints, *features)]) | self.array_names
 
     def scan_directory(self) -> None:
         """Recognise and hash every file. Raises as `discover.scan_directory`."""
@@ -374,7 +375,6 @@ class _Job:
         if session.selection.arguments:  # else there are only embeddings in memory
             session.scan_directory()
         self._rows: list[Row] = []
-        self._array_names: dict[str, str] = {}  # of embeddings in memory, by path
         self._used: set[Path] = set()  # feature files from which checkpoints were scored
         self._embedded, self._seconds = 0, 0.0  # checkpoints embedded here, and the time it took
         self._untrained = UntrainedNetworks([], session.settings)
@@ -464,7 +464,7 @@ class _Job:
             groups=session.groups,
         )
         self._rows.append(unranked_row(Path(name), (), score, session.by))
-        self._array_names[self._rows[-1].path] = name
+        session.array_names[self._rows[-1].path] = name
 
     def ranking(self) -> Ranking:
         """The ranking of all rows. Raises InputError if there are none, or none has a value."""
@@ -518,7 +518,7 @@ class _Job:
             failed=tuple(failed),
             warnings=tuple(noise_warnings(groups, by)),
             checkpoints=self.checkpoints(),
-            names=session.names() | self._array_names,
+            names=session.names(),
             selection=session.selection,
             images=session.samples.total if session.scan.checkpoints else None,
             has_labels=bool(session.scan.checkpoints) and session.samples.labels is not None,
