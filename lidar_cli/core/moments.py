@@ -16,6 +16,7 @@ is large compared with the spread. `accumulate` computes the sums in several thr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -167,6 +168,10 @@ class Moments:
         (2, 4.0)
         >>> moments.class_means.scatter.item(), moments.within.item()
         (8.0, 4.0)
+        >>> moments
+        Moments(n_views=2, dim=1): 2 samples, on cpu
+        >>> round(moments.lidar(), 4)  # one direction
+        1.0
 
     References:
         Chan, Golub, LeVeque, "Algorithms for computing the sample variance", The American
@@ -214,6 +219,23 @@ class Moments:
         moments.class_means = class_means
         moments._within.add_scatter(within)
         return moments
+
+    def __repr__(self) -> str:
+        return (
+            f"Moments(n_views={self.n_views}, dim={self.dim}): {self.n} samples, on {self.device}"
+        )
+
+    def lidar(self, **constants: float) -> float:
+        """LiDAR of the samples so far, as `lidar_cli.lidar` computes it.
+
+        constants: `delta` and `epsilon`, by default those of `lidar_cli.lidar`.
+
+        Raises:
+            DegenerateFeatures: as `lidar_cli.lidar`.
+        """
+        # By name, because `functional` imports this module.
+        value: float = import_module("lidar_cli.core.functional").lidar_of(self, **constants)
+        return value
 
     @property
     def within(self) -> Tensor:
