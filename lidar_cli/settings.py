@@ -224,8 +224,8 @@ class FormatSettings:
     )
     layer: str = setting(
         "auto",
-        "backbone, projector, predictor, patches (a random patch token of a ViT), or several with "
-        "commas [auto: projector if there is one].",
+        "backbone, projector, predictor, patches (a random patch token of a ViT), a module inside "
+        "the backbone such as blocks.3, or several with commas [auto: projector if there is one].",
         panel="Checkpoints",
         value="LAYER",
     )
@@ -320,7 +320,31 @@ class MetricSettings:
 
 
 @dataclass(frozen=True)
-class ScoreSettings(MetricSettings, DeviceSettings):
+class ArraySettings:
+    """How arrays of other programs are read as embeddings."""
+
+    dataset: str | None = setting(
+        None, "Name of the array, in a file that has several.", panel="Data"
+    )
+    views_per_sample: Count | None = setting(
+        None, "q, for a 2-D array whose rows are the views of sample 0, then 1, ...", panel="Data"
+    )
+    axes: Literal["auto", "nqd", "qnd"] = setting(
+        "auto",
+        "Order of the axes of a 3-D array: samples, views, width, or views first [auto: nqd, and "
+        "refused if it looks like qnd].",
+        panel="Data",
+    )
+    ids: Path | None = setting(
+        None,
+        "Names of the samples of arrays, one a line [default: the array 'ids' in the same file].",
+        panel="Data",
+        value="FILE",
+    )
+
+
+@dataclass(frozen=True)
+class ScoreSettings(ArraySettings, MetricSettings, DeviceSettings):
     """`lidar score`."""
 
     metrics: str = setting(
@@ -331,12 +355,6 @@ class ScoreSettings(MetricSettings, DeviceSettings):
     )
     layer: str = setting(
         "auto", "Layers to read [auto: all in the file].", panel="Data", value="LAYER"
-    )
-    dataset: str | None = setting(
-        None, "Name of the array, in a file that has several.", panel="Data"
-    )
-    views_per_sample: Count | None = setting(
-        None, "q, for a 2-D array whose rows are the views of sample 0, then 1, ...", panel="Data"
     )
     confidence: Level | None = setting(
         None,
@@ -409,7 +427,7 @@ class ClaimSettings:
 
 
 @dataclass(frozen=True)
-class OrderSettings(EmbedSettings, MetricSettings):
+class OrderSettings(EmbedSettings, ArraySettings, MetricSettings):
     """What orders checkpoints, and what counts as a difference."""
 
     by: str = setting(

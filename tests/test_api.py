@@ -169,7 +169,7 @@ def test_every_setting_is_a_keyword_in_signature_and_help(name):
         ({"confidence": 95}, "wrong-value", "confidence = 95: expected less than 1"),
         ({"delta": "much"}, "wrong-value", "delta = 'much': expected a number"),
         ({"converge": 3}, "wrong-value", "converge = 3: "),
-        ({"metrics": ["lidar", "rankmee"]}, "no-such-metric", "did you mean rankme?"),
+        ({"metrics": ["lidar", "rankmee"]}, "unknown-metric", "did you mean rankme?"),
     ],
 )
 def test_a_wrong_keyword_is_refused_by_name(arrays, keywords, code, words):

@@ -134,7 +134,7 @@ def test_one_bad_file_does_not_hide_the_others(views: Path) -> None:
         (["score", "views.npy", "--views-per-sample", "7"], 3, "leave the option out"),
         (["score", "views.npy", "--dataset", "x"], 3, "no array 'x'"),
         (["score", "."], 3, "is a directory; score takes files"),
-        (["rank", "."], 3, "no checkpoint in it"),
+        (["rank", ".", "--exclude", "*"], 3, "no checkpoint in it"),
         (["rank", "absent"], 3, "no such file or folder"),
         (["rank", ".", "--by", "lida"], 2, "did you mean lidar?"),
         (["rank", ".", "--quiet", "--json"], 2, "exclude each other"),

@@ -373,7 +373,7 @@ def test_no_path_is_the_best_if_none_has_a_value(tmp_path: Path, rank: Shell) ->
     [
         ({"by": "lidr"}, SettingsError, "--by lidr: no such metric; did you mean lidar?"),
         ({"views": "simclrr"}, SettingsError, "did you mean simclr?"),
-        ({"layer": "backbone,projector"}, SettingsError, "rank compares one layer"),
+        ({"layer": "backbone,projector", "store": False}, SettingsError, "leave out --no-store"),
         ({"n_samples": N + 1}, InputError, f"holds {N} images, {N + 1} were asked for"),
         ({"clean_samples": N - 1}, SettingsError, f"--clean-samples {N - 1} is less than -n {N}"),
         ({"cache": Path("/proc/none")}, InputError, "the cache cannot be written"),

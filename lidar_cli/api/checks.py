@@ -95,7 +95,7 @@ def file_kind(path: Path) -> str | None:
 
 
 def check_checkpoint(path: Path, command: str) -> None:
-    """Raise the reason why a path cannot be a checkpoint, or for rank a feature file."""
+    """Raise the reason why a path cannot be a checkpoint, or for rank embeddings."""
     if str(path).startswith(ON_THE_HUB):
         return
     check_exists(path, "no such file; expected a checkpoint")
@@ -105,7 +105,9 @@ def check_checkpoint(path: Path, command: str) -> None:
         weights_path(path)
         return
     kind = _kind_or_none(path)
-    if kind in ARRAYS or (kind == HDF5 and command != "rank"):
+    if kind in (HDF5, *ARRAYS) and command == "rank":
+        return
+    if kind in (HDF5, *ARRAYS):
         raise CheckpointError(
             f"{path}: {kind}, not a checkpoint, which {command} takes. To score what it holds:  "
             f"lidar score {shlex.quote(str(path))}",
@@ -359,11 +361,10 @@ def check_system(settings: FormatSettings) -> None:
 
 
 def check_layer(settings: FormatSettings) -> None:
-    """Raise SettingsError for a mistyped layer; user code and feature files name their own."""
+    """Raise SettingsError for a mistyped layer; other names are of modules inside a backbone."""
     is_own_code = getattr(settings, "model", None) is not None
     for name in [name.strip() for name in settings.layer.split(",")]:
-        others = isinstance(settings, OrderSettings) and not re.match("back|proj|pred", name)
-        if not is_own_code and name not in ("auto", *LAYERS) and not others:
+        if not is_own_code and name not in LAYERS and re.match("back|proj|pred|patchs", name):
             hint = nearest(name, list(LAYERS))
             raise SettingsError(f"--layer {name}: no such layer; {hint}", code="no-such-layer")
 

@@ -67,7 +67,7 @@ def score(*sources: Any, **settings: Any) -> ScoreResult:
     from lidar_cli.scoring.convergence import converge_file
     from lidar_cli.scoring.run import open_groups, score_file
 
-    given = read_sources(sources, chosen.views_per_sample)
+    given = read_sources(sources, chosen)
     for path in given:
         if isinstance(path, Path) and chosen.dataset is None:
             check_embeddings(path, "score")
@@ -125,7 +125,7 @@ def rank(*sources: Any, **settings: Any) -> RankResult:
     from lidar_cli.report.ranking import View
     from lidar_cli.report.verdict import cautions
 
-    given = read_sources(sources, getattr(chosen, "views_per_sample", None))
+    given = read_sources(sources, chosen)
     paths = [one for one in given if isinstance(one, Path)]
     arrays = [one for one in given if not isinstance(one, Path)]
     selection = select(paths, chosen)
@@ -177,9 +177,8 @@ def compare(*sources: Any, **settings: Any) -> CompareResult:
     from lidar_cli.ranking.session import toy_data_note
     from lidar_cli.report.comparison import as_ranking, check_comparable
     from lidar_cli.report.verdict import cautions
-    from lidar_cli.scoring.run import open_embeddings
 
-    given = read_sources(sources, getattr(chosen, "views_per_sample", None))
+    given = read_sources(sources, chosen)
     if len(given) != 2:
         raise SettingsError(f"compare takes two, not {len(given)}", code="not-two")
     paths = [one for one in given if isinstance(one, Path)]
@@ -187,11 +186,7 @@ def compare(*sources: Any, **settings: Any) -> CompareResult:
         if len(paths) == 2:
             comparison = compare_files(paths, chosen, progress)
         else:
-            layers = ScoreSettings(layer=chosen.layer)
-            (first, *more), (second, *others) = (open_embeddings(one, layers) for one in given)
-            if more or others:
-                raise InputError(f"{paths[0]}: holds several layers; choose one with layer=NAME")
-            comparison = compare_arrays(first, second, chosen, progress)
+            comparison = compare_arrays(given, chosen, progress)
         check_comparable(comparison)
         words = command_words("compare", [*map(str, paths)], CompareSettings, settings)
         comparison = replace(comparison, command=words)

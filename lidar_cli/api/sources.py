@@ -13,22 +13,23 @@ import torch
 from torch import Tensor
 
 from lidar_cli.errors import InputError, first_line
-from lidar_cli.features.arrays import as_embeddings
+from lidar_cli.features.arrays import ArrayForm, as_embeddings
 from lidar_cli.features.embeddings import Embeddings, StoredArray
-from lidar_cli.features.schema import Layout
-from lidar_cli.features.writer import OWN_LAYER, own_provenance
+from lidar_cli.features.schema import OWN_LAYER
+from lidar_cli.settings import ArraySettings
 
 ARRAYS = (np.ndarray, Tensor)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def read_sources(given: tuple[Any, ...], views_per_sample: int | None) -> list[Path | Embeddings]:
+def read_sources(given: tuple[Any, ...], settings: ArraySettings) -> list[Path | Embeddings]:
     """The files and the embeddings in memory, in the order given.
 
     A list is one array of numbers, unless it lists paths or arrays. An array without a name is
     called `array`, of several `array 1` and so on.
     Raises InputError for something else, for another shape or type, or a name that is given twice.
     """
+    form = ArrayForm(None, settings.views_per_sample, settings.axes)
     named = list(_named(given))
     unnamed = sum(name is None and not _is_path(source) for name, source in named)
     sources: list[Path | Embeddings] = []
@@ -39,7 +40,7 @@ def read_sources(given: tuple[Any, ...], views_per_sample: int | None) -> list[P
             continue
         count += name is None
         label = name or (f"array {count}" if unnamed > 1 else "array")
-        sources.append(_embeddings(label, source, views_per_sample))
+        sources.append(_embeddings(label, source, form))
     if not sources:
         raise InputError("nothing is given; expected a path or an array", code="nothing-given")
     names = [source.file for source in sources if isinstance(source, Embeddings)]
@@ -68,13 +69,9 @@ def _is_source(item: Any) -> bool:
     return _is_path(item) or isinstance(item, ARRAYS)
 
 
-def _embeddings(name: str, source: Any, views_per_sample: int | None) -> Embeddings:
-    """An array as embeddings, comparable with files of `write_features` without ids."""
+def _embeddings(name: str, source: Any, form: ArrayForm) -> Embeddings:
     stored = _of_tensor(name, source) if isinstance(source, Tensor) else _of_numpy(name, source)
-    embeddings = as_embeddings(Path(name), OWN_LAYER, stored, views_per_sample)
-    n, q, d = embeddings.shape
-    record = own_provenance(Layout({OWN_LAYER: d}, n, q, n, has_clean=not q), None, None, {})
-    return replace(embeddings, file=name, provenance=record)
+    return replace(as_embeddings(Path(name), OWN_LAYER, stored, form), file=name)
 
 
 def _of_tensor(name: str, source: Tensor) -> StoredArray:

@@ -11,6 +11,7 @@ from lidar_cli.checkpoints.fallback import PROJECTORS
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.formats.format import readable
 from lidar_cli.checkpoints.reading.read import as_dict, read_contents
+from lidar_cli.checkpoints.shapes.inner import in_groups, outer_layers, parents
 from lidar_cli.checkpoints.shapes.spec import PIXEL_STATS, Assumed, CheckpointDescription
 from lidar_cli.errors import SettingsError
 from lidar_cli.settings import USUAL_IMAGE_SIZE, FormatSettings
@@ -24,6 +25,7 @@ class BranchSummary:
     prefix: str  # of the backbone, below the container
     layers: dict[str, int]  # layer -> width of its embedding
     heads: dict[str, tuple[int, ...]]  # projector, predictor -> widths from input to output
+    inner: tuple[str, ...]  # modules inside the backbone that --layer takes, in groups
     parameters: int  # in the backbone and heads
 
 
@@ -82,7 +84,7 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
             arch=settings.arch,
             format=settings.format,
             branch=branch,
-            layer=settings.layer,
+            layer=outer_layers(settings.layer),
             config=contents.config,
             assume=assume,
             prefix=settings.prefix,
@@ -94,6 +96,7 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
             prefix=description.prefix,
             layers=description.widths,
             heads=heads,
+            inner=tuple(in_groups(parents(modules["backbone"].tensors))),
             parameters=description.parameters,
         )
         return description, summary

@@ -29,12 +29,14 @@ from lidar_cli.checkpoints.models import (
 )
 from lidar_cli.checkpoints.models.backbone import Backbone, MaskedBackbone
 from lidar_cli.checkpoints.models.embedder import Embedder, MaskedEmbedder, ModuleEmbedder
+from lidar_cli.checkpoints.models.inner import inner_layers
 from lidar_cli.checkpoints.models.weights import fill
 from lidar_cli.checkpoints.reading.read import as_dict, read_checkpoint, read_contents
 from lidar_cli.checkpoints.shapes.beit import BeitSpec
 from lidar_cli.checkpoints.shapes.convnext import ConvNeXtSpec
 from lidar_cli.checkpoints.shapes.data2vec2 import Data2Vec2Spec
 from lidar_cli.checkpoints.shapes.heads import MLPSpec, PredictorSpec
+from lidar_cli.checkpoints.shapes.inner import InnerLayer, inner_names, outer_layers
 from lidar_cli.checkpoints.shapes.poolformer import PoolFormerSpec
 from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
 from lidar_cli.checkpoints.shapes.rope import RopeViTSpec
@@ -43,7 +45,7 @@ from lidar_cli.checkpoints.shapes.swin import SwinSpec
 from lidar_cli.checkpoints.shapes.vit import ViTSpec
 from lidar_cli.checkpoints.shapes.wide_resnet import WideResNetSpec
 from lidar_cli.errors import SettingsError
-from lidar_cli.settings import ModelSettings
+from lidar_cli.settings import PATCHES, ModelSettings
 
 MODULES: dict[type[ModuleSpec], Callable[[Any], nn.Module]] = {
     ResNetSpec: resnet.ResNet,
@@ -88,7 +90,7 @@ def open_checkpoint(path: Path, settings: ModelSettings | None = None, **fields:
             code="model-and-prefix",
         )
     if settings.model is not None:
-        return _open_user_module(path, settings.model)
+        return _open_user_module(path, settings.model, settings.layer)
     description, assignments = recognise(path, settings)
     modules: dict[str, nn.Module] = {}
     for name, assignment in assignments.items():
@@ -113,13 +115,28 @@ def recognise(path: Path, settings: ModelSettings) -> tuple[CheckpointDescriptio
         activation=settings.activation,
         format=settings.format,
         branch=settings.branch,
-        layer=settings.layer,
+        layer=outer_layers(settings.layer),
         config=contents.config,
         assume=settings.assume,
         prefix=settings.prefix,
         projector_prefix=settings.projector_prefix,
     )
-    return dataclasses.replace(description, stand_ins=contents.stand_ins), modules
+    description = dataclasses.replace(description, stand_ins=contents.stand_ins)
+    if names := inner_names(settings.layer):
+        spec = modules["backbone"].spec
+        backbone: Any = _build(path, description.arch, spec)
+        with consistent(path, description.arch):
+            inner = inner_layers(backbone, names, description)
+        description = _with_inner(description, inner)
+    return description, modules
+
+
+def _with_inner(
+    description: CheckpointDescription, inner: dict[str, InnerLayer]
+) -> CheckpointDescription:
+    """The description with layers inside the backbone, which come first in order of depth."""
+    widths = {name: layer.width for name, layer in inner.items()}
+    return dataclasses.replace(description, inner=inner, widths=widths | description.widths)
 
 
 def open_untrained(
@@ -170,23 +187,24 @@ def build(spec: Any) -> Any:
         return module(spec)
 
 
-def wrap_module(module: nn.Module) -> Embedder:
+def wrap_module(module: nn.Module, layer: str = "auto") -> Embedder:
     """The Embedder of the user's own module in memory, which is put in eval mode.
 
     The module turns images [b, 3, S, S] into embeddings [b, d], or a dict of layer -> embeddings.
-    Raises SettingsError if it does not.
+    layer: names of these and of modules inside it, with commas.
+    Raises SettingsError if it does not, CheckpointError if there is no such module inside it.
     """
-    return _wrap(module, type(module).__name__, f"the module {type(module).__name__}", "")
+    return _wrap(module, type(module).__name__, f"the module {type(module).__name__}", "", layer)
 
 
-def _open_user_module(path: Path, target: str) -> Embedder:
+def _open_user_module(path: Path, target: str, layer: str) -> Embedder:
     tree = read_checkpoint(path)
     module = user_module.make(target)
     container = user_module.load(module, path, tree)
-    return _wrap(module, target, f"--model {target}", container)
+    return _wrap(module, target, f"--model {target}", container, layer)
 
 
-def _wrap(module: nn.Module, arch: str, label: str, container: str) -> Embedder:
+def _wrap(module: nn.Module, arch: str, label: str, container: str, layer: str) -> Embedder:
     module.eval()
     widths, image_size = user_module.probe(module, label)
     description = CheckpointDescription(
@@ -199,4 +217,9 @@ def _wrap(module: nn.Module, arch: str, label: str, container: str) -> Embedder:
         ignored=(),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
+    if names := inner_names(layer, (*widths, PATCHES)):
+        inner, assumption = user_module.inner_layers(module, names, image_size, widths, label)
+        description = dataclasses.replace(
+            _with_inner(description, inner), assumptions=(assumption,) if assumption else ()
+        )
     return ModuleEmbedder(description, module, label)

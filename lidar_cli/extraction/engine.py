@@ -388,11 +388,9 @@ class ViewSource:
             for start in starts:
                 decode_next()
                 futures = decoding.pop(0)
+                images = [future.result() for future in futures.values()]
                 with stream.activate():
-                    decoded = {
-                        i: future.result().to(self.device, non_blocking=True)
-                        for i, future in futures.items()
-                    }
+                    decoded = dict(zip(futures, copy_images(images, self.device), strict=True))
                     batch = self._assemble(start, min(start + size, total), size, decoded)
                 yield batch
                 del batch  # before the next is assembled: one batch here, not two
@@ -415,8 +413,7 @@ class ViewSource:
             )
 
     def _decode(self, sample: int) -> Tensor:
-        image = self.samples.decode(sample, self.plan.views.channels)
-        return image.pin_memory() if self.device.type == "cuda" else image
+        return self.samples.decode(sample, self.plan.views.channels)
 
     def _assemble(self, start: int, stop: int, size: int, decoded: dict[int, Tensor]) -> Batch:
         """One batch. decoded: image by sample; the views of all other samples are in the cache."""
@@ -465,3 +462,28 @@ class ViewSource:
         assert self.cache is not None
         images = self.cache.images(sample)
         return images[:-1], images[-1]
+
+
+def copy_images(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Images [h, w, c] of any sizes on the device, by one copy of all from page-locked memory.
+
+    A copy from other memory would wait for the device, and one an image costs a call each.
+    """
+    if device.type == "cpu" or not images:
+        return list(images)
+    packed = pack(images, page_locked=device.type == "cuda").to(device, non_blocking=True)
+    return unpack(packed, [image.shape for image in images])
+
+
+def pack(images: Sequence[Tensor], page_locked: bool = False) -> Tensor:
+    """The numbers of all images, one image after the other [sum of h w c]."""
+    count = sum(image.numel() for image in images)
+    packed = torch.empty(count, dtype=images[0].dtype, pin_memory=page_locked)
+    torch.cat([image.reshape(-1) for image in images], out=packed)
+    return packed
+
+
+def unpack(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """The images that `pack` has put together; they share its memory."""
+    parts = packed.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lidar_cli.checkpoints.models.user_module import source
+from lidar_cli.checkpoints.shapes.inner import names_of
 from lidar_cli.checkpoints.shapes.spec import BY_USER, PIXEL_STATS, Assumed, CheckpointDescription
 from lidar_cli.core.dense import MOST_IMAGES
 from lidar_cli.data.dataset import Samples, parse_bands
@@ -92,7 +93,7 @@ def choose_layers(option: str, available: Sequence[str]) -> list[str]:
     """
     if option == "auto":
         option = "projector" if "projector" in available else "backbone"
-    names = [name.strip() for name in option.split(",") if name.strip()]
+    names = names_of(option)
     for name in names:
         if name == PATCHES and name not in available:
             raise CheckpointError(
@@ -299,6 +300,7 @@ def make_plan(
     optional = {
         "bands": ",".join(map(str, bands or ())),
         PATCHES: PATCH_DRAW if PATCHES in widths else None,
+        "pooling": {k: v.pooling for k, v in description.inner.items() if k in widths},
         "mask_grid": views.grid,
         "compiled": settings.compile,
         "labels_sha256": samples.labels_sha256,
@@ -327,7 +329,7 @@ def _layer_widths(
             "choose views without masks, such as --views simclr",
             code="masked-patches",
         )
-    return {layer: available[layer] for layer in layers}
+    return {layer: width for layer, width in available.items() if layer in layers}  # by depth
 
 
 def _origin(description: CheckpointDescription, settings: EmbedSettings) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.models.user_module import restored
 from lidar_cli.checkpoints.open import open_checkpoint, wrap_module
 from lidar_cli.checkpoints.reading.read import sha256, stamp
+from lidar_cli.checkpoints.shapes.inner import pooling_texts
 from lidar_cli.data.dataset import Samples, describe_bad
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import CheckpointError, FeatureFileError, SettingsError, first_line
@@ -107,7 +108,7 @@ def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: A
     samples = open_samples(parsed)
     digest = _digest(model)
     with restored(model):
-        embedder = wrap_module(model).to(device)
+        embedder = wrap_module(model, parsed.layer).to(device)
         if parsed.compile:
             compile_backbone(embedder, device)
         plan = make_plan(embedder.description, "", digest, samples, parsed, device)
@@ -175,6 +176,7 @@ def extract_checkpoint(
     plan = make_plan(description, str(checkpoint), digest, samples, settings, device)
     assumed = with_assumed_in_use(description, settings).assumed_text
     notes = [description.stand_ins_text, description.branch_reason, plan.provenance["layer_reason"]]
+    notes += pooling_texts(description.inner)
     _, size = image_size(settings, description, samples)
     texts = [assumed, size.text("image_size") if size else ""]
     assumed = "; ".join(filter(None, texts))
@@ -208,8 +210,15 @@ def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -
 def compile_backbone(embedder: Embedder, device: torch.device) -> None:
     """Make torch compile the backbone at the first batch; views under masks run uncompiled.
 
-    Raises SettingsError if torch has no compiler for the device, or if the module is the user's.
+    Raises SettingsError if torch has no compiler for the device, if the module is the user's, or
+    if layers inside the backbone are wanted.
     """
+    if inner := embedder.description.inner:
+        raise SettingsError(
+            f"--compile: a compiled backbone gives no outputs of layers inside it, and --layer "
+            f"names {', '.join(inner)}; leave one of the two out",
+            code="compile-inner-layers",
+        )
     backbones = [module for module in embedder.modules.values() if isinstance(module, Backbone)]
     if not backbones:
         raise SettingsError(

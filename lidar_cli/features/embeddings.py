@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lidar_cli.core.dense import DenseParts
+from lidar_cli.errors import InputError
 
 ReadRows = Callable[[int, int], Tensor]
 
@@ -20,13 +21,18 @@ class StoredArray(NamedTuple):
     shape: tuple[int, ...]
     item_size: int  # bytes per number
     read: ReadRows  # (start, stop) -> samples start .. stop - 1
+    rows: ReadRows | None = None  # the same of the array as rows [N, d], if these are contiguous
 
 
 class Names(NamedTuple):
-    """Ids [N] of samples, and class numbers [N], -1 unknown, if the data has labels."""
+    """Ids [N] of samples, and class numbers [N], -1 unknown, if the data has labels.
+
+    named: whether the file names its samples; else the ids are their numbers.
+    """
 
     ids: Sequence[str]
     labels: Sequence[int] | None
+    named: bool = True
 
 
 class Chunk(NamedTuple):
@@ -36,6 +42,40 @@ class Chunk(NamedTuple):
     stop: int
     views: Tensor | None
     clean: Tensor | None
+
+
+def with_names(embeddings: Embeddings, read: Callable[[str], Sequence[Any] | None]) -> Embeddings:
+    """Embeddings with the ids and labels of their file.
+
+    read: the values of the array `ids` or `labels`, None if the file has none. Labels may be class
+    numbers, -1 unknown, or class names. Raises InputError if there are more or fewer than samples.
+    """
+    values = {name: read(name) for name in ("ids", "labels")}
+    count, q = len(embeddings.span), embeddings.shape[1]
+    for name, some in values.items():
+        if some is not None and q and len(some) == q * count:  # of rows that are views
+            values[name] = some = some[::q]
+        if some is not None and len(some) != count:
+            raise InputError(
+                f"{embeddings.file}: {len(some)} {name} for {count} samples; expected one for each"
+            )
+    ids, labels = values["ids"], values["labels"]
+    if ids is None and labels is None:
+        return embeddings
+    numbers = labels and class_numbers(labels)
+    texts = list(map(str, range(count) if ids is None else ids))
+    if len(set(texts)) < count and embeddings.views is not None:
+        raise InputError(f"{embeddings.file}: an id belongs to several samples; expected distinct")
+    return replace(embeddings, names=lambda: Names(texts, numbers, named=ids is not None))
+
+
+def class_numbers(labels: Sequence[Any]) -> list[int]:
+    """Class numbers themselves, or indices of class names in sorted order."""
+    try:
+        return [int(label) for label in labels]
+    except ValueError:
+        index = {name: at for at, name in enumerate(sorted(set(map(str, labels))))}
+        return [index[str(label)] for label in labels]
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,13 @@ class HDF5Contents:
         """The number of samples. Raises as `array`."""
         return self._row_count("")
 
+    def optional_texts(self, name: str) -> list[str] | None:
+        """As `texts`; None if there is no such list."""
+        span = {"array": name, "start": 0, "stop": 0, "optional": True}
+        return None if self._read("texts", span)["count"] == -1 else self.texts(name)
+
     def texts(self, name: str) -> list[str]:
-        """All texts of a list. Raises FeatureFileError or InputError."""
+        """All texts of a list, or whole numbers as texts. Raises FeatureFileError or InputError."""
         texts: list[str] = []
         length, count = 0, 1
         while len(texts) < count:

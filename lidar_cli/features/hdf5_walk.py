@@ -99,9 +99,14 @@ def rows(source: BinaryIO, arguments: Record) -> memoryview:
 
 
 def texts(source: BinaryIO, arguments: Record) -> Record:
-    """Texts "start" to "stop" of the list "array", and its length."""
+    """Texts "start" to "stop" of the list "array", and its length; -1 if absent and "optional"."""
     with _opened(source, arguments) as file:
-        array = _member(file, arguments["array"])
+        try:
+            array = _member(file, arguments["array"])
+        except Absent:
+            if arguments.get("optional"):
+                return {"count": -1, "texts": []}
+            raise
         if not isinstance(array, h5py.Dataset) or array.shape is None or array.ndim != 1:
             raise ValueError("no list of texts, where the ids of samples should be")
         kind = h5py.check_string_dtype(array.dtype)

@@ -14,8 +14,8 @@ import numpy as np
 
 from lidar_cli.core.dense import DenseParts
 from lidar_cli.errors import FeatureFileError, Unresumable, shortened
-from lidar_cli.features.arrays import as_embeddings, choose_array
-from lidar_cli.features.embeddings import Chunk, Embeddings, Names, StoredArray
+from lidar_cli.features.arrays import AS_IT_IS, ArrayForm, as_embeddings, choose_array
+from lidar_cli.features.embeddings import Chunk, Embeddings, Names, StoredArray, with_names
 from lidar_cli.features.hdf5 import (
     HDF5Contents,
     complete_provenance,
@@ -83,15 +83,15 @@ def read_names(path: Path) -> Names:
     with open_hdf5(path) as file:
         provenance_of(file)
         texts = file.texts("samples/id") if file.has_ids else list(map(str, range(file.count)))
+        named = file.has_ids
     labels = read_labels(path)
-    return Names(texts, labels.tolist() if labels is not None else None)
+    return Names(texts, labels.tolist() if labels is not None else None, named)
 
 
 def read_hdf5(
     path: Path,
     layers: str = "auto",
-    dataset: str | None = None,
-    views_per_sample: int | None = None,
+    form: ArrayForm = AS_IT_IS,
 ) -> list[Embeddings]:
     """The layers of a feature file, or one array of another HDF5 file.
 
@@ -100,17 +100,22 @@ def read_hdf5(
     HDF5 file has no array of the right shape.
     """
     with open_hdf5(path) as file:
-        if dataset is None and has_format(file, SHARD_FORMAT):
+        if form.dataset is None and has_format(file, SHARD_FORMAT):
             raise FeatureFileError(
                 f"{path}: a shard of a feature file; give the joined file, {joined_name(path)}"
             )
-        if dataset is not None or not has_format(file):
-            return [_other_hdf5(path, dataset, views_per_sample)]
+        if form.dataset is not None or not has_format(file):
+            return [_other_hdf5(path, form)]
         check_shards(file)
         provenance = complete_provenance(file)
         if not file.layers:
             raise ValueError(file.unlisted or "it holds no layer")
-        names = file.layers if layers == "auto" else [name.strip() for name in layers.split(",")]
+        names = [name.strip() for name in layers.split(",")]
+        if layers == "auto":
+            by_depth = provenance.get("layers")
+            first = by_depth if isinstance(by_depth, list) else []
+            names = [*(name for name in first if name in file.layers)]
+            names += [name for name in file.layers if name not in names]
         for name in names:
             if name not in file.layers:
                 raise FeatureFileError(
@@ -227,11 +232,19 @@ def check_shards(contents: HDF5Contents) -> None:
                 )
 
 
-def _other_hdf5(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings:
+def _other_hdf5(path: Path, form: ArrayForm) -> Embeddings:
+    dataset = form.dataset
     name, file = dataset, None if dataset is None else read_array(path, dataset)
     if name is None or file is None:
         name = choose_array(path, read_shapes(path), dataset)
         file = read_array(path, name)
     if file is None:
         raise FeatureFileError(f"{path}: changed while it was read; run it again", code="changed")
-    return as_embeddings(path, name.strip("/"), file.stored(name), views_per_sample)
+    embeddings = as_embeddings(path, name.strip("/"), file.stored(name), form)
+
+    def texts(kind: str) -> list[str] | None:
+        names = (kind, {"ids": "samples/id", "labels": "samples/label"}[kind])
+        values = (file.optional_texts(one) for one in names)
+        return next((some for some in values if some is not None), None)
+
+    return with_names(embeddings, texts)

@@ -39,6 +39,7 @@ from lidar_cli.runtime.files import irregular_kind, parse_json
 FORMAT = "lidar-features"
 SHARD_FORMAT = "lidar-features-shard"
 VERSION = 1
+OWN_LAYER = "embedding"  # the layer of embeddings for which no other name is given
 # Increases with every change of code that alters a row, a view or a label of unchanged input.
 #   1  all earlier versions, which record no revision
 #   2  --assume and its settings; views, pixel statistics and default branches of each method;

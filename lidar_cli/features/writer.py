@@ -36,6 +36,7 @@ from lidar_cli.features.hdf5 import (
 from lidar_cli.features.schema import (
     FORMAT,
     NO_VIEWS,
+    OWN_LAYER,
     SHARD_FORMAT,
     Layout,
     Share,
@@ -56,7 +57,6 @@ from lidar_cli.runtime.files import irregular_kind, is_hdf5, is_stream, rename_e
 from lidar_cli.runtime.sandbox import stamp_of
 
 Rows = Tensor | np.ndarray | Sequence[Any]  # embeddings of several samples
-OWN_LAYER = "embedding"  # the layer of a file for which no other name is given
 MAX_BYTES = 2**26  # of embeddings that `write_features` writes at a time
 NO_CLEAN = np.empty((1, 0), np.float32)
 

@@ -20,6 +20,7 @@ import torch
 from lidar_cli.checkpoints.models import untrained
 from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.open import build, open_untrained, recognise
+from lidar_cli.checkpoints.shapes.inner import ordering_layer
 from lidar_cli.core.metrics import Metric
 from lidar_cli.errors import FILE_ERRORS, NoProcess, first_line
 from lidar_cli.ranking.cache import Task
@@ -87,6 +88,7 @@ class UntrainedNetworks:
     """
 
     def __init__(self, tasks: Iterable[Task], settings: RankSettings) -> None:
+        self._layer = settings.layer
         self._files: dict[str, list[Task]] = {}  # by what determines a network but its seed
         self._networks: dict[str, list[Untrained]] = {}
         self._reasons: dict[str, str] = {}
@@ -141,7 +143,7 @@ class UntrainedNetworks:
                 Baseline(
                     name="untrained",
                     architecture=members[0].checkpoint.description.arch,
-                    layer=members[0].plan.provenance["layers"][0],
+                    layer=ordering_layer(self._layer, members[0].plan.provenance["layers"]),
                     group=group,
                     initialisation=networks[0].initialisation if networks else "",
                     scores=tuple(complete) if len(complete) == len(SEEDS) else (),
@@ -191,7 +193,7 @@ def _architecture(task: Task, settings: RankSettings) -> tuple[list[str], str]:
     for layer, assignment in assigned.items():
         texts.append(architecture_text(layer, assignment.spec))
         modules.append(build(assignment.spec))
-        if layer in task.plan.provenance["layers"]:
+        if layer == task.plan.provenance["layers"][-1]:
             break
     return texts, untrained.in_words(modules)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -215,7 +216,8 @@ class Cache:
         *_, (count, batch_size, path) = [(0, 0, output), *self._of_fewer_samples(task, samples)]
         if count == 0:
             return 0
-        (rows,) = read_hdf5(path, self._settings.layer)
+        first, *others = read_hdf5(path, ",".join(layout.widths))
+        memory = parse_size(self._settings.memory) // len(layout.widths)
         with FeatureWriter.create(
             output,
             layout,
@@ -225,11 +227,16 @@ class Cache:
             bad=[(bad.id, bad.reason) for bad in samples.bad],
             overwrite=output.exists(),
         ) as writer:
-            for chunk in rows.chunks(parse_size(self._settings.memory), range(count)):
-                assert chunk.clean is not None
-                views = chunk.clean[:0, None] if chunk.views is None else chunk.views
+            for chunk in first.chunks(memory, range(count)):
                 span = range(chunk.start, chunk.stop)
-                writer.write(span, {rows.layer: views}, {rows.layer: chunk.clean})
+                chunks = {first.layer: chunk}
+                chunks |= {one.layer: next(one.chunks(sys.maxsize, span)) for one in others}
+                clean = {layer: one.clean for layer, one in chunks.items() if one.clean is not None}
+                views = {
+                    layer: clean[layer][:0, None] if one.views is None else one.views
+                    for layer, one in chunks.items()
+                }
+                writer.write(span, views, clean)
         return count
 
     def count_of_fewer(self, task: Task, samples: Samples) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lidar_cli.checkpoints.shapes.inner import ordering_layer
 from lidar_cli.errors import FILE_ERRORS, InputError
 from lidar_cli.extraction.measure import Measured, measure
 from lidar_cli.extraction.plan import Plan
@@ -66,7 +67,7 @@ def dry_run(paths: Paths, settings: RankSettings, progress: Progress | None = No
     """
     session = open_session(paths, settings, progress)
     session.scan_directory()
-    layer = session.choose_layer(session.scan.features_without_checkpoint)
+    layer = session.choose_layer(session.scan.features_without_checkpoint, takes_several=True)
     scorer = session.open_scorer(layer)
     tasks = scorer.plans(session.scan.checkpoints.values())
     if not tasks:
@@ -92,8 +93,10 @@ def dry_run(paths: Paths, settings: RankSettings, progress: Progress | None = No
         folders=len({task.checkpoint.path.parent for task in tasks}),
         architectures=tuple(dict.fromkeys(one.arch for one in descriptions)),
         methods=tuple(dict.fromkeys(one.format for one in descriptions)),
-        groups=_groups(tasks),
-        joined=join([Member(_common(task), task.checkpoint.description.widths) for task in tasks]),
+        groups=_groups(tasks, layer),
+        joined=join(
+            [Member(_common(task, layer), task.checkpoint.description.widths) for task in tasks]
+        ),
         cached=cached,
         plan=tasks[0].plan,
         seconds=sum(seconds for seconds, _ in measured) if measured else None,
@@ -142,24 +145,25 @@ def _measure(session: Session, scorer: Scorer, tasks: Sequence[Task]) -> tuple[f
     return seconds, max(one.memory for one in measured.values())
 
 
-def _groups(tasks: Sequence[Task]) -> tuple[tuple[dict[str, Any], int], ...]:
+def _groups(tasks: Sequence[Task], layer: str) -> tuple[tuple[dict[str, Any], int], ...]:
     """The settings by which checkpoints are comparable, as far as their plans determine them."""
     counts: dict[str, tuple[dict[str, Any], int]] = {}
     for task in tasks:
-        common = _common(task)
+        common = _common(task, layer)
         key = repr(sorted(common.items()))
         counts[key] = common, counts.get(key, (common, 0))[1] + 1
     return tuple(sorted(counts.values(), key=lambda group: -group[1]))
 
 
-def _common(task: Task) -> dict[str, Any]:
-    provenance = task.plan.provenance
+def _common(task: Task, option: str) -> dict[str, Any]:
+    provenance, widths = task.plan.provenance, task.plan.layout.widths
+    layer = ordering_layer(option, widths)
     views, statistics = views_and_statistics(provenance["views"])
     return {
         "views": views,
         "pixel statistics": statistics,
         "image size": provenance.get("image_size"),
         "mask grid": provenance.get("mask_grid"),
-        "d": next(iter(task.plan.layout.widths.values())),
-        "layer": next(iter(task.plan.layout.widths)),
+        "d": widths[layer],
+        "layer": layer,
     }

@@ -17,13 +17,14 @@ import torch
 
 from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.reading.read import sha256, stamp
+from lidar_cli.checkpoints.shapes.inner import names_of
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import FILE_ERRORS, FeatureFileError, InputError, SettingsError, Unresumable
 from lidar_cli.extraction.engine import EmbeddingModel, ViewSource
 from lidar_cli.extraction.plan import image_size, make_plan
 from lidar_cli.extraction.run import changed_error, note_disk_use, open_with, run
 from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
-from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
+from lidar_cli.features.reader import read_first, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, partial_path
 from lidar_cli.features.writer import begun_path
 from lidar_cli.ranking.baseline import Untrained
@@ -36,7 +37,7 @@ from lidar_cli.ranking.unstored import add_intervals, score_unstored
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, ranked_metrics
 from lidar_cli.scoring.intervals import Grouping
-from lidar_cli.scoring.run import score_layer
+from lidar_cli.scoring.run import open_layer, score_layer
 from lidar_cli.settings import ExtractSettings, RankSettings
 from lidar_cli.views.pipeline import Views
 
@@ -52,7 +53,7 @@ Work = Callable[[Task, ViewCache | None], T]
 class Scorer:
     """Embeds and scores the checkpoints of one directory at one set of settings.
 
-    settings: their `layer` is the one layer that is compared.
+    settings: their `layer` is the one layer that is compared, or several of which the last is.
     fail: receives each checkpoint that cannot be scored, and the reason; the others continue.
     groups: groups of samples, for intervals and ties; the cache does not depend on them.
     """
@@ -453,7 +454,7 @@ def score_features(
     groups: groups of samples, within which influences are summed.
     Raises what `read_hdf5` and `score_layer` raise.
     """
-    (embeddings,) = read_hdf5(path, settings.layer)
+    embeddings = open_layer(path, replace(settings, layer=names_of(settings.layer)[-1]))
     level, wanted = settings.confidence, ranked_metrics(settings)
     scored = score_layer(
         embeddings, settings, device, wanted, progress, level, cache, groups=groups

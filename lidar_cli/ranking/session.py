@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from lidar_cli.checkpoints.detect import check_assumptions, check_names
+from lidar_cli.checkpoints.shapes.inner import names_of
 from lidar_cli.configuration import parse_size
 from lidar_cli.core.metrics import Metric
 from lidar_cli.data.dataset import Samples
@@ -31,6 +32,7 @@ from lidar_cli.probing.few_shot import check_class_sizes
 from lidar_cli.ranking.baseline import Baseline, Untrained, UntrainedNetworks
 from lidar_cli.ranking.cache import Cache, CacheFolder, Task
 from lidar_cli.ranking.claims import Claims
+from lidar_cli.ranking.depth import DepthProfile, depth_profiles
 from lidar_cli.ranking.digests import Digests
 from lidar_cli.ranking.discover import (
     Checkpoint,
@@ -55,7 +57,7 @@ from lidar_cli.runtime.device import (
 )
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, ranked_metrics
-from lidar_cli.scoring.run import open_groups, score_layer
+from lidar_cli.scoring.run import open_array, open_groups, score_layer
 from lidar_cli.settings import EMBEDDED, RankSettings
 from lidar_cli.views.methods import find_recipe
 
@@ -139,21 +141,37 @@ class Session:
                     "samples in the same order, since they hold no ids"
                 )
 
-    def choose_layer(self, features: Sequence[FeatureFile] = ()) -> str:
-        """The one layer to compare of the scanned checkpoints and these feature files.
+    def choose_layer(
+        self, features: Sequence[FeatureFile] = (), *, takes_several: bool = False
+    ) -> str:
+        """The layer to compare of the scanned checkpoints and these feature files.
 
         For auto, the projector if every file has one, else the backbone, else the only layer that
-        all have. Raises SettingsError if the settings name several layers, or auto leaves several.
+        all have. With `takes_several`, it may be several with commas, which are embedded; the last
+        named orders. Raises SettingsError if the settings name several layers that cannot be
+        used, or auto leaves several.
         """
         layer = self.settings.layer
-        if "," in layer:
-            raise SettingsError(f"--layer {layer}: rank compares one layer", code="several-layers")
+        if "," in layer and not takes_several:
+            raise SettingsError(
+                f"--layer {layer}: one layer is compared here; name one. rank without --race and "
+                "--watch takes several",
+                code="several-layers",
+            )
+        if "," in layer and not self.settings.store:
+            raise SettingsError(
+                f"--layer {layer}: several layers are scored from stored embeddings; leave out "
+                "--no-store, or name one layer",
+                code="several-layers",
+            )
         if layer != "auto":
             return layer
         files: list[Collection[str]] = [
             checkpoint.description.widths for checkpoint in self.scan.checkpoints.values()
         ]
-        files += [file.provenance.get("layers", ()) for file in features]
+        # An array has one layer, which is ranked whichever layer of checkpoints is.
+        of_lidar = [file for file in features if not file.is_array]
+        files += [file.provenance.get("layers", ()) for file in (of_lidar if files else features)]
         without = sum("projector" not in layers for layers in files)
         if without == 0:
             return "projector"
@@ -284,6 +302,7 @@ class Ranking:
     embedded: int = 0
     seconds: float = 0.0
     command: tuple[str, ...] = ()
+    depth: Mapping[str, DepthProfile] = field(default_factory=dict)  # of several layers, by path
 
     def name(self, path: str) -> str:
         """The short name of a checkpoint; of another file, its path below the directory."""
@@ -386,7 +405,7 @@ class _Job:
         rank_info: None if this process prints in any case.
         """
         session, scan = self._session, self._session.scan
-        layer = session.choose_layer(scan.features_without_checkpoint)
+        layer = session.choose_layer(scan.features_without_checkpoint, takes_several=True)
         if scan.checkpoints:
             if session.settings.oracle == PROBE:
                 session.check_labels()
@@ -453,6 +472,7 @@ class _Job:
     def score_array(self, embeddings: Embeddings) -> None:
         """Score embeddings in memory. Raises as `score_layer`."""
         session, name = self._session, embeddings.file
+        embeddings = open_array(embeddings, session.settings)
         session.progress.checkpoint(name)
         score = score_layer(
             embeddings,
@@ -524,8 +544,17 @@ class _Job:
             has_labels=bool(session.scan.checkpoints) and session.samples.labels is not None,
             embedded=self._embedded,
             seconds=self._seconds,
+            depth=self._depth_profiles(),
         )
         return with_runs(ranking) if session.settings.per_run else ranking
+
+    def _depth_profiles(self) -> dict[str, DepthProfile]:
+        session, layers = self._session, names_of(self._session.settings.layer)
+        if len(layers) < 2:
+            return {}
+        return depth_profiles(
+            self._rows, layers, session.settings, session.device, session.progress
+        )
 
     def checkpoints(self) -> dict[str, Checkpoint]:
         """The checkpoints that did not fail, by path."""

@@ -107,6 +107,9 @@ def _checkpoint_facts(inspection: Inspection) -> dict[str, str]:
         "views": f"{inspection.recipe or 'simclr'}, pixels {stats}",
         "weights under": inspection.container or "the file itself",
         **{branch.name: _branch(branch) for branch in inspection.branches},
+        "layers inside": "; ".join(
+            dict.fromkeys(", ".join(branch.inner) for branch in inspection.branches)
+        ),
         "not used": ", ".join(inspection.ignored),
         "assumed": "; ".join([*assumed, *inspection.assumptions]),
         "stand-ins": ", ".join(inspection.stand_ins),

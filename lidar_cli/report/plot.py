@@ -13,7 +13,7 @@ from lidar_cli.ranking.comparison import Comparison
 from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.ranking import View
-from lidar_cli.report.scores import AXES, convergence_shares
+from lidar_cli.report.scores import AXES, convergence_shares, depth
 from lidar_cli.runtime.files import is_stream, write_atomic
 from lidar_cli.runtime.streams import write_remark
 from lidar_cli.scoring.compute import Score
@@ -64,7 +64,8 @@ def spectra_figure(scores: Sequence[Score]) -> Figure:
     """One panel per matrix, with a line per score and the noise edge dashed; then convergence."""
     panels = [name for name in PANELS if any(name in score.spectra for score in scores)]
     converging = [score for score in scores if score.convergence is not None]
-    count = len(panels) + 2 * bool(converging)
+    metric, profiles = depth_profiles(scores)
+    count = len(panels) + 2 * bool(converging) + bool(profiles)
     figure = _figure(4.2 * max(1, count), 3.8)
     all_axes = figure.subplots(1, count, squeeze=False)[0] if count else []
     labels = _labels(scores)
@@ -80,7 +81,9 @@ def spectra_figure(scores: Sequence[Score]) -> Figure:
                 axes.axhline(score.noise_edge, color=colour, ls="--", lw=0.8, alpha=0.7)
         _style(axes, PANELS[name], "rank of the eigenvalue")
     if converging:
-        _draw_convergence(figure, all_axes[-2:], converging)
+        _draw_convergence(figure, all_axes[len(panels) : len(panels) + 2], converging)
+    if profiles:
+        _draw_depth(all_axes[-1], metric, profiles)
     if panels:
         edge = " (dashed: edge of view noise)" if panels[0] == "lda" else ""
         all_axes[0].set_ylabel(f"eigenvalue{edge}")
@@ -179,6 +182,32 @@ def _draw_convergence(figure: Any, pair: Any, scores: Sequence[Score]) -> None:
         frameon=False,
         loc="outside right center",
     )
+
+
+def depth_profiles(scores: Sequence[Score]) -> tuple[str, dict[str, dict[str, float]]]:
+    """The first metric with a value; file -> layer -> its value, in order of depth.
+
+    Files with a single layer are left out.
+    """
+    metric = next((m for m in METRICS if any(s.value(m) is not None for s in scores)), "")
+    files: dict[str, dict[str, float]] = {}
+    for score in sorted(scores, key=lambda one: depth(one) or 0):
+        if (value := score.value(metric)) is not None:
+            files.setdefault(score.file, {})[score.layer] = value
+    return metric, {file: values for file, values in files.items() if len(values) > 1}
+
+
+def _draw_depth(axes: Any, metric: str, profiles: dict[str, dict[str, float]]) -> None:
+    """Draw the metric of each file against the layer."""
+    names = short_names(list(profiles))
+    for at, (file, values) in enumerate(profiles.items()):
+        label = printable(names[file]).replace("$", r"\$")
+        layers = [printable(layer).replace("$", r"\$") for layer in values]
+        axes.plot(layers, list(values.values()), marker=".", color=f"C{at % 10}", label=label)
+    _style(axes, f"{metric} by depth", "layer")
+    axes.tick_params(axis="x", labelrotation=60, labelsize=7)
+    if 1 < len(profiles) <= MOST_NAMES:
+        axes.legend(fontsize=7, frameon=False)
 
 
 def _style(axes: Any, title: str, x: str) -> None:

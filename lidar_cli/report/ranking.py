@@ -17,6 +17,7 @@ from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.order import Group, Row
 from lidar_cli.ranking.session import Ranking, toy_data_note
 from lidar_cli.report import baseline as baseline_report
+from lidar_cli.report import depth as depth_report
 from lidar_cli.report import group_metrics as group_report
 from lidar_cli.report import oracle as oracle_report
 from lidar_cli.report import runs as runs_report
@@ -114,6 +115,7 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None, count: int | None = 
         "second_opinion": group_report.choice_records(ranking),
         "warnings": list(ranking.warnings),
         "correlation": oracle_report.to_record(oracle) if oracle else None,
+        **({"depth": depth_report.to_records(ranking)} if ranking.depth else {}),
         **({"runs": runs_report.to_records(ranking)} if ranking.runs else {}),
         **({"baseline": baseline_report.to_records(ranking)} if ranking.baseline else {}),
     }
@@ -191,6 +193,9 @@ def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
         trust = ranking.trust_of(group)
         doubt = f"{trust.sentence}\n\n" if trust and trust.sentence else ""
         blocks.append(f"{printable(heading(group, ranking))}\n\n{doubt}{table}")
+        if ranking.depth:
+            by_depth = markdown_table(*depth_report.table(group.rows, ranking), left=[0])
+            blocks.append(f"{printable(depth_report.caption(group, ranking))}\n\n{by_depth}")
     blocks += [oracle_report.to_markdown(oracle, ranking)] if oracle else []
     blocks += [printable(f"Failed: {file.path}: {file.reason}") for file in ranking.failed]
     return "\n\n".join(blocks)
@@ -253,6 +258,7 @@ def print_tables(
                 answer.print_line("")
             print_wrapped(answer, group_verdict(group, ranking, oracle), style="bold")
             print_group(out, group, ranking, view, shares)
+            depth_report.print_depth(out, group, group.rows[: view.top], ranking)
     if not view.per_run:
         _print_single_rows(out, ranking)
     if oracle is not None:

@@ -60,7 +60,15 @@ def record(score: Score) -> dict[str, Any]:
     """A score as JSON-ready values, without its spectra, influences and provenance."""
     parts = {"confidence": score.confidence, "convergence": score.convergence}
     nested = {name: dataclasses.asdict(part) if part else None for name, part in parts.items()}
-    return score.record() | nested
+    return score.record() | nested | {"depth": depth(score)}
+
+
+def depth(score: Score) -> int | None:
+    """The place of the layer among those of its file, 1 the shallowest; None if unknown."""
+    layers = score.provenance.get("layers")
+    if not isinstance(layers, list) or score.layer not in layers:
+        return None
+    return layers.index(score.layer) + 1
 
 
 def to_json(scores: Sequence[Score]) -> str:

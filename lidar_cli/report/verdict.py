@@ -242,6 +242,11 @@ def common_ground(ranking: Ranking) -> Advice:
     fixed = [group for group in groups if any(row.path not in checkpoints for row in group.rows)]
     if len(fixed) > 1:
         names = [ranking.name(group.rows[0].path) for group in fixed]
+        if any(group.common["samples"] is None for group in fixed):
+            return Advice(
+                f"{_listed(names)} are files of embeddings, and some hold no ids: if the samples "
+                "are the same in the same order, name them with --ids."
+            )
         return Advice(
             f"{_listed(names)} are feature files, which stay as they are: embed their checkpoints "
             "again with equal settings, or rank them in separate folders."

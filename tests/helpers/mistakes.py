@@ -89,7 +89,6 @@ MISTAKES = (
     Mistake("probe ckpt.pt", 3, "lidar extract ckpt.pt --data FOLDER -o ckpt.h5"),
     Mistake("probe z.npy", 3, "lidar extract ckpt.pt --data FOLDER"),
     Mistake("inspect z.npy", 3, "lidar score z.npy"),
-    Mistake("rank z.npy", 3, "lidar score z.npy"),
     Mistake("rank page.pt", 3, "saved in place of a download; fetch the file again"),
     Mistake("score page.pt", 3, "a web page, not what was to be downloaded; fetch it again"),
     # outputs

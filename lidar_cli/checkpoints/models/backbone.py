@@ -32,6 +32,11 @@ class Backbone(nn.Module):
         """The module whose state dict has the names in the spec's `shapes`."""
         return self
 
+    @property
+    def token_pooling(self) -> tuple[bool, int]:
+        """Whether the class token alone is the embedding, and how many tokens precede patches."""
+        return token_pooling(self.weights)
+
     def set_image_size(self, size: int) -> None:
         """Prepare for images of `size` pixels a side; raises CheckpointError if impossible."""
 
@@ -56,6 +61,13 @@ class MaskedBackbone(Backbone):
     def embedding_from_mean(self, mean: Tensor) -> Tensor:
         """The embedding [b, width] from the mean of the patch tokens."""
         return mean
+
+
+def token_pooling(model: nn.Module) -> tuple[bool, int]:
+    """`Backbone.token_pooling` of a timm model; (False, 0) of one that has no such tokens."""
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    learned = getattr(model, "attn_pool", None) is not None
+    return prefix > 0 and not learned and getattr(model, "global_pool", "") == "token", prefix
 
 
 class LastLinear(nn.Linear):

@@ -61,6 +61,11 @@ class Beit(MaskedBackbone):
         """timm's module, whose tensors have the names of the spec."""
         return self.model  # type: ignore[no-any-return]
 
+    @property
+    def token_pooling(self) -> tuple[bool, int]:
+        """As of `Backbone`: the mean, whatever timm's class would do."""
+        return False, 1
+
     def set_buffers(self) -> None:
         """Set the buffers that no file has: the index of displacements, the zero bias of keys."""
         from timm.models.beit import gen_relative_position_index

@@ -69,6 +69,11 @@ class Data2Vec2(MaskedBackbone):
         self.blocks = nn.Sequential(*(PostNormBlock(spec) for _ in range(spec.depth)))
         self.originals = OriginalTensors()
 
+    @property
+    def token_pooling(self) -> tuple[bool, int]:
+        """As of `Backbone`."""
+        return False, 0 if self.extra_tokens is None else self.extra_tokens.shape[1]
+
     def set_image_size(self, size: int) -> None:
         """Resample the file's positions for images of `size` pixels a side.
 
@@ -99,7 +104,7 @@ class Data2Vec2(MaskedBackbone):
 
     def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
         """Tokens [b, K, width] of the visible patches, without the extra tokens."""
-        extra = 0 if self.extra_tokens is None else self.extra_tokens.shape[1]
+        _, extra = self.token_pooling
         return self.tokens(images, None if mask is None else mask.seen)[:, extra:]
 
     def forward(self, images: Tensor) -> Tensor:

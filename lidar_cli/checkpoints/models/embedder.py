@@ -31,7 +31,9 @@ from torch import Tensor, nn
 
 from lidar_cli.checkpoints.models.backbone import Backbone, MaskedBackbone, select_tokens
 from lidar_cli.checkpoints.models.heads import Predictor
+from lidar_cli.checkpoints.models.inner import captured
 from lidar_cli.checkpoints.models.user_module import embed
+from lidar_cli.checkpoints.shapes.inner import InnerLayer
 from lidar_cli.checkpoints.shapes.spec import CheckpointDescription
 from lidar_cli.checkpoints.shapes.vit import grid_of
 from lidar_cli.errors import CheckpointError, SettingsError
@@ -52,6 +54,18 @@ class Embedder:
     def layers(self) -> tuple[str, ...]:
         """The layers that `embed` takes, in the order of the forward pass."""
         return tuple(self.description.widths)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The layers that are not inside another, in the order of the forward pass."""
+        return tuple(layer for layer in self.layers if layer not in self.description.inner)
+
+    @property
+    def inner_root(self) -> nn.Module:
+        """The module in which the inner layers have their names."""
+        backbone: Any = self.modules["backbone"]
+        root: nn.Module = backbone.weights
+        return root
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -92,7 +106,7 @@ class Embedder:
         others = [layer for layer in layers if layer != PATCHES or draws is None]
         self._check_layers(others)
         with torch.inference_mode():
-            outputs = self._forward(images, others) if others else {}
+            outputs = self._with_inner(images, others) if others else {}
             if draws is not None and PATCHES in layers:
                 outputs[PATCHES] = self._drawn_patches(images, draws)
         return {layer: outputs[layer] for layer in layers}
@@ -130,11 +144,24 @@ class Embedder:
                     code="no-such-layer",
                 )
 
+    def _with_inner(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Layer -> output; the forward pass ends with the deepest requested layer."""
+        stages = [layer for layer in layers if layer in self.stages]
+        outputs: dict[str, Tensor] = {}
+        with captured(self.inner_root, self._inner(layers), last=not stages) as inner:
+            outputs = self._forward(images, stages or self.stages[:1])
+        return outputs | inner
+
+    def _inner(self, layers: Sequence[str]) -> dict[str, InnerLayer]:
+        """Those of the layers that are inside a backbone."""
+        inner = self.description.inner
+        return {layer: inner[layer] for layer in layers if layer in inner}
+
     def _forward(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Layer -> output, up to the last requested layer; each takes the previous output."""
-        last = max(map(self.layers.index, layers))
+        """Stage -> output, up to the last requested one; each takes the previous output."""
+        last = max(map(self.stages.index, layers))
         outputs: dict[str, Any] = {}
-        for layer in self.layers[: last + 1]:
+        for layer in self.stages[: last + 1]:
             images = outputs[layer] = self.modules[layer](images)
         return outputs
 
@@ -179,9 +206,14 @@ class MaskedEmbedder(Embedder):
         if self.teacher:
             masks = [Mask(None, None, mask.compared) for mask in masks]
         columns: dict[str, dict[int, Tensor]] = {layer: {} for layer in layers}
-        with torch.inference_mode():
+        wanted = self._inner(layers)
+        stages = [layer for layer in layers if layer not in wanted]
+        with torch.inference_mode(), captured(self.inner_root, wanted, pool=False) as inner:
             for members, tokens in self._tokens(views, masks):
-                outputs = self._outputs(tokens, stack_masks([masks[j] for j in members]), layers)
+                mask = stack_masks([masks[j] for j in members])
+                outputs = self._outputs(tokens, mask, stages)
+                for layer, values in inner.items():
+                    outputs[layer] = self._mean(self._patches_of(layer, values, tokens), mask)
                 for layer in layers:
                     rows = outputs[layer].reshape(len(views), len(members), -1)
                     columns[layer] |= dict(zip(members, rows.unbind(dim=1), strict=True))
@@ -206,21 +238,34 @@ class MaskedEmbedder(Embedder):
 
     def _outputs(self, tokens: Tensor, mask: Mask, layers: Sequence[str]) -> dict[str, Tensor]:
         """Layer -> embeddings [b, width] from tokens of patches, up to the last requested layer."""
-        if self.teacher or self.backbone.replaces_hidden:
-            weights = (mask.compared / mask.compared.sum(dim=1, keepdim=True)).unsqueeze(-1)
-            mean = (tokens * weights).sum(dim=1)
-        else:
-            mean = tokens.mean(dim=1)
-        x = self.backbone.embedding_from_mean(mean)
+        x = self.backbone.embedding_from_mean(self._mean(tokens, mask))
         outputs = {"backbone": x}
-        last = max(map(self.layers.index, layers))
-        for layer in self.layers[1 : last + 1]:
+        last = max(map(self.stages.index, layers), default=0)
+        for layer in self.stages[1 : last + 1]:
             module = self.modules[layer]
             if isinstance(module, Predictor):
                 outputs[layer] = module.mean_prediction(tokens, mask)
             else:
                 x = outputs[layer] = module(x)
         return outputs
+
+    def _mean(self, tokens: Tensor, mask: Mask) -> Tensor:
+        """The mean [b, width] over the compared patches, or over all tokens of visible ones."""
+        if not (self.teacher or self.backbone.replaces_hidden):
+            return tokens.mean(dim=1)
+        weights = (mask.compared / mask.compared.sum(dim=1, keepdim=True)).unsqueeze(-1)
+        return (tokens * weights).sum(dim=1)
+
+    def _patches_of(self, layer: str, output: Tensor, tokens: Tensor) -> Tensor:
+        """The patches of an inner layer's output, as many as those of the last norm, `tokens`."""
+        first, prefix = self.description.inner[layer].first, self.backbone.token_pooling[1]
+        if output.dim() != 3 or first != prefix or output.shape[1] - first != tokens.shape[1]:
+            raise CheckpointError(
+                f"layer {layer!r} comes before the masks of the views; name a block, or views "
+                "without masks, such as --views simclr",
+                code="layer-before-masks",
+            )
+        return output[:, first:]
 
     def _forward(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         if not any(isinstance(self.modules[layer], Predictor) for layer in layers):
@@ -235,6 +280,11 @@ class ModuleEmbedder(Embedder):
     def __init__(self, description: CheckpointDescription, module: nn.Module, label: str) -> None:
         super().__init__(description, {"module": module})
         self.label = label
+
+    @property
+    def inner_root(self) -> nn.Module:
+        """The user's module."""
+        return self.modules["module"]
 
     def to(self, device: torch.device | str) -> ModuleEmbedder:
         """Itself, moved to the device; the memory layout of its weights is unchanged."""

@@ -212,6 +212,11 @@ class RopeViT(MaskedBackbone):
         self.norm = plain() if spec.rms_norm else norm()
         self.cls_norm = norm() if spec.class_norm else None
 
+    @property
+    def token_pooling(self) -> tuple[bool, int]:
+        """As of `Backbone`."""
+        return self.cls_token is not None, self.prefix
+
     def set_image_size(self, size: int) -> None:
         """Raise CheckpointError unless the size is a multiple of the patch size."""
         grid_of(size, self.patch)

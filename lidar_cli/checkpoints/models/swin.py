@@ -50,6 +50,7 @@ class Swin(Backbone):
             for block in stage.blocks:
                 table = torch.empty((2 * sizes.window - 1) ** 2, sizes.heads)
                 setattr(block.attn, TABLE, nn.Parameter(table))
+                block.forward = partial(_block, block)
         self._set_windows()
 
     @property
@@ -92,14 +93,16 @@ class Swin(Backbone):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width] of images [b, channels, S, S], S as set by `set_image_size`."""
-        x = self.model.patch_embed(images)  # [b, H, W, width of the first stage]
-        for stage in self.model.layers:
-            x = stage.downsample(x)
-            for block in stage.blocks:
-                x = x + _attention(block, block.norm1(x))
-                x = x + block.mlp(block.norm2(x))
+        x = self.model.layers(self.model.patch_embed(images))  # [b, H, W, width]
         mean: Tensor = self.model.norm(x).mean(dim=(1, 2))
         return mean
+
+
+def _block(block: Any, x: Tensor) -> Tensor:
+    """The forward of a block, [b, H, W, width] -> the same."""
+    x = x + _attention(block, block.norm1(x))
+    out: Tensor = x + block.mlp(block.norm2(x))
+    return out
 
 
 def _attention(block: Any, x: Tensor) -> Tensor:

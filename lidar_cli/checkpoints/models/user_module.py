@@ -6,8 +6,8 @@ import hashlib
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lidar_cli.checkpoints.models.backbone import token_pooling
+from lidar_cli.checkpoints.models.inner import BLANK, choose, recorded
 from lidar_cli.checkpoints.models.weights import fill, first_few, is_counter, shapes
 from lidar_cli.checkpoints.reading.containers import WRAPPER_PARTS, candidate_dicts, clean_name
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
+from lidar_cli.checkpoints.shapes.inner import MEAN_OF_TOKENS, InnerLayer
 from lidar_cli.errors import CheckpointError, NoWeights, SettingsError
 
 LAYER_NAME = re.compile(r"[\w.-]*\w[\w.-]*")  # valid for `--layer` and in a feature file
@@ -135,6 +138,31 @@ def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
         f"({reason}); give the module an attribute image_size",
         code="model-image-size",
     )
+
+
+def inner_layers(
+    module: nn.Module,
+    names: Sequence[str],
+    image_size: int | None,
+    others: Iterable[str],
+    label: str,
+) -> tuple[dict[str, InnerLayer], str]:
+    """The named modules inside the user's, in order of depth, and what was assumed of their tokens.
+
+    image_size: as of `probe`. others: the layers that its forward names.
+    Raises CheckpointError for a name that is no module which one forward pass calls once.
+    """
+    device = next((t.device for t in module.parameters()), torch.device("cpu"))
+    for size in (image_size,) if image_size else TRIED_SIZES:
+        with suppress(CheckpointError), recorded(module) as shapes:  # another size may fit
+            embed(module, torch.zeros(BLANK, 3, size, size, device=device), label)
+            break
+    timm_model = next((m for m in module.modules() if hasattr(m, "num_prefix_tokens")), None)
+    inner = choose(shapes, names, token_pooling(timm_model or module), others)
+    of_tokens = [name for name, layer in inner.items() if layer.pooling == MEAN_OF_TOKENS]
+    if timm_model is not None or not of_tokens:
+        return inner, ""
+    return inner, f"{', '.join(of_tokens)}: mean over all tokens"
 
 
 def source(target: str) -> str | None:

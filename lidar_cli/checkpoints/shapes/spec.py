@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
+from lidar_cli.checkpoints.shapes.inner import InnerLayer
 from lidar_cli.errors import SettingsError, nearest
 from lidar_cli.views.recipes import pixel_statistics
 
@@ -320,6 +321,7 @@ class CheckpointDescription:
     configured: str = ""  # with a config.json: digest of all that determines the modules
     channels: int = 3  # of the images that the backbone takes
     masks: tuple[str, ...] = ()  # mask rules that its embedding supports, see views/masks.py
+    inner: Mapping[str, InnerLayer] = field(default_factory=dict)  # those of `widths` in a backbone
     stand_ins: tuple[str, ...] = ()  # foreign names in the file, neither imported nor run
 
     @property

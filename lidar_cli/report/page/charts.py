@@ -38,6 +38,7 @@ class Figures:
         figures = [
             *self._over_training(leading),
             *self._against_accuracy(leading),
+            *self._by_depth(),
             *self._parameters(),
             *self._spectra(),
             *self._convergence(),
@@ -109,6 +110,22 @@ class Figures:
             texts = [f"accuracy {format_percent(entries[at].accuracy)} %" for at in places]
             self._points(chart, metric, places, accuracies, texts)
             yield _figure("accuracy", f"{metric} against accuracy", chart)
+
+    def _by_depth(self) -> Iterator[Markup]:
+        """The metric that orders against the layers, where several were named."""
+        profiles = [entry.depth for entry in self.listing.entries]
+        layers = list(dict.fromkeys(layer for one in profiles if one for layer in one.values))
+        metric = next((one.metric for one in profiles if one), "")
+        if not layers:
+            return
+        chart = self._chart("depth", "layer", metric, categories=layers)
+        for at, one in enumerate(profiles):
+            values = {k: v for k, v in one.values.items() if v is not None} if one else {}
+            if values:
+                places = [float(layers.index(layer)) for layer in values]
+                title = self._title(at, metric, "by depth")
+                chart.curve(self.marks[at], places, list(values.values()), title)
+        yield _figure("depth", f"{metric} by depth", chart)
 
     def _parameters(self) -> Iterator[Markup]:
         """The metric that orders, or else the first, against each hyperparameter."""

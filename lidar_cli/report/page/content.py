@@ -12,7 +12,9 @@ from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.group_metrics import ORDERS
 from lidar_cli.ranking.hyperparameters import Value
 from lidar_cli.ranking.oracle import Oracle
+from lidar_cli.ranking.order import Group
 from lidar_cli.ranking.session import Ranking
+from lidar_cli.report import depth as depth_report
 from lidar_cli.report import oracle as oracle_report
 from lidar_cli.report import remarks as remarks_report
 from lidar_cli.report import scores as scores_report
@@ -66,7 +68,10 @@ def ranking_page(
                 tables(listing),
                 Figures(listing, f"s{at}").to_markup(),
                 [remark.text for remark in remarks if remark.kind == "warning"],
-                _accuracy_section(oracle, at, ranking) if oracle else Markup(),
+                joined(
+                    _depth_section(group, ranking),
+                    _accuracy_section(oracle, at, ranking) if oracle else Markup(),
+                ),
                 [note.replace("+-", "\u00b1") for note in notes],
             )
         )
@@ -226,6 +231,7 @@ def _listing(at: int, ranking: Ranking, oracle: Oracle | None, parameters: Param
                 score=row.score,
                 rank=row.rank,
                 tied=tied_ranks(row, group.rows),
+                depth=ranking.depth.get(row.path),
                 ties=tuple(sorted(positions[path] for path in row.tied_with if path in positions)),
                 accuracy=oracle.accuracies.get(row.path) if oracle else None,
                 parameters=parameters.get(row.path, {}),
@@ -239,6 +245,17 @@ def _listing(at: int, ranking: Ranking, oracle: Oracle | None, parameters: Param
         if one.group == at
     }
     return Listing(entries, ranking.by, axis or "", baselines)
+
+
+def _depth_section(group: Group, ranking: Ranking) -> Markup:
+    """The table of the metric at each layer of one group, as on the terminal."""
+    if not depth_report.profiles_of(group.rows, ranking):
+        return Markup()
+    return joined(
+        element("h3", None, f"{ranking.by.name} by depth"),
+        element("p", None, depth_report.caption(group, ranking)),
+        text_table(*depth_report.table(group.rows, ranking)),
+    )
 
 
 def _accuracy_section(oracle: Oracle, at: int, ranking: Ranking) -> Markup:

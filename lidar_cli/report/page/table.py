@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lidar_cli.core.metrics import Metric
+from lidar_cli.ranking.depth import DepthProfile
 from lidar_cli.ranking.group_metrics import ORDERS, SECOND_OPINION
 from lidar_cli.ranking.hyperparameters import Value
 from lidar_cli.report.page.markup import (
@@ -49,7 +50,8 @@ class Entry:
     """A row of the table and a curve of the charts.
 
     name: as displayed. path: complete. tied: ranks of the tied entries, as text; ties: their
-    positions. run, step: where in which training it is from, None if that is unknown.
+    positions. depth: one metric at several layers, if they were named. run, step: where in which
+    training it is from, None if that is unknown.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Entry:
     rank: int | None = None
     tied: str = ""
     ties: tuple[int, ...] = ()
+    depth: DepthProfile | None = None
     accuracy: float | None = None
     parameters: Mapping[str, Value] = field(default_factory=dict)
     run: str = ""
