@@ -19,6 +19,7 @@ the package, and with it `lidar --help`, loads neither torch nor timm.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 __version__ = "0.1.0"
@@ -61,4 +62,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(["__version__", *_MODULES])
+    """All names; those of torchmetrics where it is installed, as `help` resolves every name."""
+    extra = _NEED_AN_EXTRA if find_spec("torchmetrics") else ()
+    return sorted([*__all__, *extra])

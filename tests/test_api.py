@@ -2,8 +2,11 @@
 
 import inspect
 import json
+import pydoc
 import re
 import runpy
+import subprocess
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -298,8 +301,31 @@ def test_the_stub_has_every_name_and_the_names_are_listed():
     assert named == lidar_cli._MODULES
     assert set(dir(lidar_cli)) == {"__version__", *named}
     assert set(lidar_cli.__all__) < set(dir(lidar_cli))
-    for name in ("score", "rank", "compare", "inspect"):
-        assert name in lidar_cli.__doc__
+
+
+def test_help_of_the_package_shows_its_functions_and_classes():
+    text = pydoc.render_doc(lidar_cli, renderer=pydoc.plaintext)
+    for name in ("score", "rank", "compare", "inspect", "lidar", "extract", "write_features"):
+        assert re.search(rf"^    {name}\(.*\) -> ", text, re.MULTILINE), name
+    for name in ("Moments", "FeatureWriter", "RankResult", "LidarWarning"):
+        assert f"    class {name}(" in text
+
+
+NO_TORCH = """
+import sys, lidar_cli
+functions = lidar_cli.score, lidar_cli.rank, lidar_cli.compare, lidar_cli.inspect
+for name, keywords in (("score", {"delta": -1}), ("rank", {"bye": "lidar"})):
+    try:
+        getattr(lidar_cli, name)("z.npy", **keywords)
+    except lidar_cli.SettingsError:
+        assert not {"torch", "numpy", "h5py", "pandas", "matplotlib"} & sys.modules.keys()
+    else:
+        raise AssertionError(name)
+"""
+
+
+def test_names_and_refused_keywords_load_no_torch():
+    subprocess.run([sys.executable, "-c", NO_TORCH], check=True)
 
 
 TYPED = """

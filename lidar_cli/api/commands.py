@@ -149,7 +149,7 @@ def compare(*sources: Any, **settings: Any) -> CompareResult:
     """The difference of two checkpoints or embeddings in every metric, as `lidar compare`.
 
     Args:
-        sources: two, as for `rank`; beside an array in memory, a file must be of embeddings.
+        sources: two, as for `rank`; of an array in memory and a file, this is of embeddings.
         **settings: replaced by the settings.
 
     Returns:
