@@ -485,5 +485,5 @@ def pack(images: Sequence[Tensor], page_locked: bool = False) -> Tensor:
 
 def unpack(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """The images that `pack` has put together; they share its memory."""
-    parts = packed.split([shape.numel() for shape in shapes])
+    parts = torch.split(packed, [shape.numel() for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
