@@ -126,6 +126,10 @@ class DegenerateFeatures(LidarError):
     code = "degenerate-features"
 
 
+class LidarWarning(UserWarning):
+    """What the command line would print on stderr: a caution, an assumption, a file left out."""
+
+
 # Errors that one file can cause; the program continues with the other files.
 FILE_ERRORS = (LidarError, OSError, MemoryError, RecursionError)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lidar_cli.cli.checks import check_rank, parse_columns
+from lidar_cli.api.checks import check_rank, parse_columns
 from lidar_cli.cli.options import (
     Csv,
     Json,
@@ -158,7 +158,7 @@ def _print(ranking: Ranking, oracle: Oracle | None, form: str, view: View) -> No
         top = replace(top, baseline=())
     whole = top if view.per_run else ranking
     forms: dict[str, Callable[[], str | bytes]] = {
-        "json": lambda: report.to_json(whole, oracle, None if view.per_run else view.top),
+        "json": lambda: report.to_json_of(ranking, oracle, view),
         "csv": lambda: report.to_csv(top, oracle),
         "markdown": lambda: report.to_markdown(top, oracle),
         "quiet": lambda: source.to_paths(top),

@@ -58,7 +58,14 @@ def lidar(
         Thilak et al., "LiDAR: Sensing linear probing performance in joint embedding SSL
         architectures", ICLR 2024, arXiv 2312.04000.
     """
-    spectrum = spectra.lda_spectrum(Moments.of(embeddings), delta)
+    return lidar_of(Moments.of(embeddings), delta=delta, epsilon=epsilon)
+
+
+def lidar_of(
+    moments: Moments, *, delta: float = _DEFAULT.delta, epsilon: float = _DEFAULT.epsilon
+) -> float:
+    """`lidar` of moments. Raises DegenerateFeatures as it does."""
+    spectrum = spectra.lda_spectrum(moments, delta)
     return metrics.effective_rank(spectrum.eigenvalues, epsilon)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -187,6 +188,10 @@ class Moments:
         (2, 4.0)
         >>> moments.class_means.scatter.item(), moments.within.item()
         (8.0, 4.0)
+        >>> moments
+        Moments(n_views=2, dim=1): 2 samples, on cpu
+        >>> round(moments.lidar(), 4)  # one direction
+        1.0
 
         Three recordings of 2, 2 and 3 segments have 1 + 1 + 2 degrees of freedom within.
 
@@ -258,6 +263,23 @@ class Moments:
         moments.class_means = class_means
         moments._within.add_scatter(within)
         return moments
+
+    def __repr__(self) -> str:
+        return (
+            f"Moments(n_views={self.n_views}, dim={self.dim}): {self.n} samples, on {self.device}"
+        )
+
+    def lidar(self, **constants: float) -> float:
+        """LiDAR of the samples so far, as `lidar_cli.lidar` computes it.
+
+        constants: `delta` and `epsilon`, by default those of `lidar_cli.lidar`.
+
+        Raises:
+            DegenerateFeatures: as `lidar_cli.lidar`.
+        """
+        # By name, because `functional` imports this module.
+        value: float = import_module("lidar_cli.core.functional").lidar_of(self, **constants)
+        return value
 
     @property
     def views(self) -> ViewCounts:

@@ -24,7 +24,7 @@ def is_factory(data: str | None) -> bool:
 
 
 def check_data(settings: SampleSettings) -> tuple[str, str]:
-    """The data and their kind: EMBEDDED, MADE_BY_FACTORY, a prefix, or "" for a folder or .tar file.
+    """The data and kind: EMBEDDED, MADE_BY_FACTORY, a prefix, or "" for a folder or .tar file.
 
     Raises InputError for a path at which there is neither, SettingsError for an option that is for
     another kind.

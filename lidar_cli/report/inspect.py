@@ -52,13 +52,9 @@ def table(rows: Sequence[FormatRow]) -> str:
 
 def _lines(inspection: Inspection | FeatureInspection) -> Iterator[str]:
     yield inspection.file
-    if isinstance(inspection, Inspection):
-        facts = _checkpoint_facts(inspection)
-    else:
-        facts = _feature_facts(inspection)
     # Lines are wrapped for a terminal only, so that a pipe can be searched line by line.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    for label, text in facts.items():
+    for label, text in facts(inspection).items():
         yield from textwrap.wrap(
             text,
             width,
@@ -67,6 +63,13 @@ def _lines(inspection: Inspection | FeatureInspection) -> Iterator[str]:
             break_long_words=False,
             break_on_hyphens=False,
         )
+
+
+def facts(inspection: Inspection | FeatureInspection) -> dict[str, str]:
+    """What a file holds, in words by label."""
+    if isinstance(inspection, Inspection):
+        return _checkpoint_facts(inspection)
+    return _feature_facts(inspection)
 
 
 def _feature_facts(inspection: FeatureInspection) -> dict[str, str]:

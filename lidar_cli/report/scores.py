@@ -97,8 +97,8 @@ def to_csv(scores: Sequence[Score]) -> str:
 
 def to_markdown(scores: Sequence[Score], wanted: Collection[str]) -> str:
     """A table with a line per score, then why values or intervals are missing."""
-    headers, rows = _table(scores, [name for name in METRICS if name in wanted])
-    texts = [printable(text) for text in _reasons(scores)]
+    headers, rows = score_table(scores, [name for name in METRICS if name in wanted])
+    texts = [printable(text) for text in reasons(scores)]
     return "\n\n".join([markdown_table(headers, rows, left=[3]), *texts])
 
 
@@ -131,7 +131,7 @@ def _title(score: Score) -> str:
 
 def _print_several(out: SafeConsole, scores: Sequence[Score], names: Sequence[str]) -> None:
     """Print a line per score; on a terminal a column per score, if that fits and this does not."""
-    headers, rows = _table(scores, names)
+    headers, rows = score_table(scores, names)
     across = list(zip(headers, *rows, strict=True))
     titles, body = across[3], [list(line) for line in (*across[:3], *across[4:])]
     fits = sum(column_widths(titles, body)) + 2 * len(scores) <= out.width
@@ -141,7 +141,7 @@ def _print_several(out: SafeConsole, scores: Sequence[Score], names: Sequence[st
         print_columns(out, headers, rows, fixed=4)
 
 
-def _table(scores: Sequence[Score], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def score_table(scores: Sequence[Score], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Headers, and a line per score."""
     rows = [
         [
@@ -157,7 +157,7 @@ def _table(scores: Sequence[Score], names: Sequence[str]) -> tuple[list[str], li
     return ["n", "q", "d", "file", *names], rows
 
 
-def _reasons(scores: Sequence[Score], verbose: bool = False) -> Iterator[str]:
+def reasons(scores: Sequence[Score], verbose: bool = False) -> Iterator[str]:
     """Why values or intervals are missing, each once for all files."""
     texts = by_remark(
         (text, _title(score))
@@ -171,24 +171,28 @@ def _reasons(scores: Sequence[Score], verbose: bool = False) -> Iterator[str]:
 
 def _print_remarks(err: SafeConsole, scores: Sequence[Score], verbose: bool) -> None:
     """Why values or intervals are missing, and two cautions or all; each once for all files."""
-    several = len(scores) > 1
-    for text in _reasons(scores, verbose):
+    for text in reasons(scores, verbose):
         err.print_line(text)
+    shown = cautions(scores, verbose)
+    for text in shown if verbose else shown[:CAUTIONS]:
+        lines = wrapped(text, err.width - INDENT) if err.is_terminal else [text]
+        print_labelled(err, "caution", lines, style="yellow")
+    if len(shown) > CAUTIONS and not verbose:
+        err.print_line(f"{counted(len(shown) - CAUTIONS, 'more caution')}: --verbose")
+
+
+def cautions(scores: Sequence[Score], verbose: bool = False) -> list[str]:
+    """The warnings of scores, each once for all files. verbose: also those of no consequence."""
     warnings = by_remark(
         (text, _title(score))
         for score in scores
         for kind, text in score.warnings.items()
         if verbose or kind not in DETAILED
     )
-    shown = [
-        f"{first_and_more(titles)}: {text}" if several else text
+    return [
+        f"{first_and_more(titles)}: {text}" if len(scores) > 1 else text
         for text, titles in warnings.items()
     ]
-    for text in shown if verbose else shown[:CAUTIONS]:
-        lines = wrapped(text, err.width - INDENT) if err.is_terminal else [text]
-        print_labelled(err, "caution", lines, style="yellow")
-    if len(shown) > CAUTIONS and not verbose:
-        err.print_line(f"{counted(len(shown) - CAUTIONS, 'more caution')}: --verbose")
 
 
 def _print_one(out: SafeConsole, score: Score, names: Sequence[str]) -> None:

@@ -52,7 +52,7 @@ STEADY = 0.05  # relative change of a metric that is too small to matter
 
 
 def converge_file(
-    path: Path,
+    path: Path | Embeddings,
     settings: ScoreSettings,
     progress: Progress | None = None,
     groups: Grouping | None = None,

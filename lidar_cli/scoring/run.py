@@ -43,7 +43,7 @@ from lidar_cli.settings import MetricSettings, OrderSettings, RankSettings, Scor
 
 
 def score_file(
-    path: Path,
+    path: Path | Embeddings,
     settings: ScoreSettings,
     progress: Progress | None = None,
     process_group: ProcessGroup | None = None,
@@ -51,6 +51,7 @@ def score_file(
 ) -> list[Score]:
     """A score for each layer of a feature file, or one for the array of a file of another format.
 
+    path: a file, or embeddings in memory.
     process_group: processes that each read a part of the file; all return the same scores.
     groups: the result of `open_groups`, if the caller scores several files with it.
     Raises InputError or FeatureFileError if the file cannot be used, SettingsError for an unknown
@@ -104,11 +105,15 @@ def open_groups(settings: ScoreSettings | RankSettings) -> Grouping | None:
     return Grouping(settings.groups)
 
 
-def open_embeddings(path: Path, settings: ScoreSettings | OrderSettings) -> list[Embeddings]:
+def open_embeddings(
+    path: Path | Embeddings, settings: ScoreSettings | OrderSettings
+) -> list[Embeddings]:
     """The embeddings of each chosen layer of a file; their numbers are not read yet.
 
-    Raises InputError or FeatureFileError.
+    Embeddings in memory are returned as they are. Raises InputError or FeatureFileError.
     """
+    if isinstance(path, Embeddings):
+        return [with_ids(path, settings.ids)]
     if path.is_dir():
         raise InputError(f"{path}: is a directory; score takes files, rank takes directories")
     try:
@@ -133,8 +138,8 @@ def open_embeddings(path: Path, settings: ScoreSettings | OrderSettings) -> list
     return [with_size_note(embeddings) for embeddings in named]
 
 
-def open_array(path: Path, settings: OrderSettings) -> Embeddings:
-    """An array of another program as `rank` and `compare` take it: one layer, `embedding`.
+def open_array(path: Path | Embeddings, settings: OrderSettings) -> Embeddings:
+    """An array, of another program or in memory, as `rank` takes it: one layer, `embedding`.
 
     Raises InputError if the file holds no array of embeddings.
     """
@@ -146,9 +151,9 @@ def open_array(path: Path, settings: OrderSettings) -> Embeddings:
     return replace(embeddings, layer=OWN_LAYER, provenance=record)
 
 
-def open_layer(path: Path, settings: OrderSettings) -> Embeddings:
+def open_layer(path: Path | Embeddings, settings: OrderSettings) -> Embeddings:
     """One layer of a feature file, or an array. Raises as `read_hdf5` and `open_array`."""
-    if settings.dataset is None and is_hdf5(path):
+    if isinstance(path, Path) and settings.dataset is None and is_hdf5(path):
         (embeddings,) = read_hdf5(path, settings.layer)
         if embeddings.provenance:
             return embeddings
