@@ -335,9 +335,17 @@ class ArraySettings:
         "refused if it looks like qnd].",
         panel="Data",
     )
+    group_by: Literal["ids"] | None = setting(
+        None,
+        "For a 2-D array: the rows of an id are the views of one sample, 2 or more, as many as it "
+        "has.",
+        panel="Data",
+        value="ids",
+    )
     ids: Path | None = setting(
         None,
-        "Names of the samples of arrays, one a line [default: the array 'ids' in the same file].",
+        "Names of the samples of arrays, with --group-by of the rows: one a line, a CSV file with "
+        "a column id, or a .npy file [default: the array 'ids' in the same file].",
         panel="Data",
         value="FILE",
     )

@@ -354,7 +354,7 @@ def is_feature_file(path: Path) -> bool:
 
 def _describe(path: Path, settings: EmbedSettings) -> CheckpointDescription:
     if settings.model is not None:
-        return open_checkpoint(path, model=settings.model, layer=settings.layer).description
+        return open_checkpoint(path, settings).description
     return recognise(path, settings)[0]
 
 

@@ -159,7 +159,7 @@ def print_comparison(comparison: Comparison) -> None:
     assert comparison.scores is not None
     score, level = comparison.scores[0], f"{100 * comparison.level:g} %"
     out.print_line(
-        f"{score.layer}, n = {score.n_samples}, q = {score.n_views}, d = {score.dim}, "
+        f"{score.layer}, n = {score.n_samples}, q = {score.q_text}, d = {score.dim}, "
         f"data {score.data or 'not recorded'}"
     )
     out.print()

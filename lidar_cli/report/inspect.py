@@ -58,7 +58,7 @@ def _lines(inspection: Inspection | FeatureInspection) -> Iterator[str]:
         yield from textwrap.wrap(
             text,
             width,
-            initial_indent=f"  {label:{LABEL_WIDTH}}",
+            initial_indent=f"  {label:{LABEL_WIDTH - 1}} ",
             subsequent_indent=" " * (2 + LABEL_WIDTH),
             break_long_words=False,
             break_on_hyphens=False,
@@ -91,7 +91,8 @@ def _feature_facts(inspection: FeatureInspection) -> dict[str, str]:
 
 
 def _layer(layer: LayerSummary) -> str:
-    parts = [f"views [{layer.n}, {layer.q}, {layer.d}]"] if layer.q else []
+    q = f"{layer.q}" if layer.q == layer.most else f"{layer.q} to {layer.most}"
+    parts = [f"views [{layer.n}, {q}, {layer.d}]"] if layer.q else []
     parts += [f"clean [{layer.n_clean}, {layer.d}]"] if layer.n_clean else []
     return f"{', '.join(parts)}; {layer.storage}; checksums {layer.checksums}"
 

@@ -87,6 +87,7 @@ def to_csv(scores: Sequence[Score]) -> str:
             "file": csv_path(score.file),
             "warnings": "; ".join(score.warnings.values()),
             "alpha_req_ranks": "-".join(map(str, score.alpha_req_ranks)),
+            "view_counts": score.view_counts and json.dumps(score.view_counts),
         }
         for name, interval in intervals(score):
             fields |= {f"{name}_{end}": getattr(interval, end) for end in INTERVAL_COLUMNS}
@@ -144,7 +145,7 @@ def score_table(scores: Sequence[Score], names: Sequence[str]) -> tuple[list[str
     """Headers, and a line per score."""
     rows = [
         [
-            *map(format_value, (score.n_samples, score.n_views, score.dim)),
+            *(format_value(score.n_samples), score.q_text, format_value(score.dim)),
             _title(score),
             *(
                 format_with_interval(name, score.value(name), score.interval(name))
@@ -232,7 +233,7 @@ def constants(score: Score) -> list[str]:
     """What the values depend on, each in a few words."""
     return [
         f"n = {score.n_samples}",
-        f"q = {score.n_views}",
+        f"q = {score.q_text}",
         f"d = {score.dim}",
         f"delta = {score.delta:g}",
         f"epsilon = {score.epsilon:g}",
