@@ -25,7 +25,7 @@ from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.settings import COMMANDS
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((ROOT / "tests" / "examples").glob("*.py"))
+EXAMPLES = [ROOT / "tests" / "examples" / f"{name}.py" for name in ("rank_arrays", "stop_training")]
 N, Q, D = 60, 3, 6
 NAMES = ("a", "b", "c")
 quiet = pytest.mark.filterwarnings("ignore::lidar_cli.LidarWarning")
@@ -148,6 +148,16 @@ def test_rows_become_views_and_lists_of_arrays_become_several(arrays):
     assert [score.file for score in several] == ["array 1", "array 2"]
     assert several[0].lidar == of_views.lidar
     assert several[:1].scores == several.scores[:1]
+
+
+@quiet
+def test_rows_in_memory_are_grouped_by_the_ids_of_a_file(arrays, tmp_path):
+    rows, counts = torch.from_numpy(arrays["a"].reshape(-1, D))[:90], [2, 3, 4] * 10
+    ids = [str(at) for at, count in enumerate(counts) for _ in range(count)]
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    (score,) = lidar_cli.score(rows, group_by="ids", ids=tmp_path / "ids.txt", metrics="lidar")
+    expected = lidar_cli.Moments.of(list(rows.split(counts))).lidar()
+    assert score.lidar == pytest.approx(expected, rel=1e-9)
 
 
 # Settings, errors and warnings

@@ -110,10 +110,17 @@ def open_embeddings(
 ) -> list[Embeddings]:
     """The embeddings of each chosen layer of a file; their numbers are not read yet.
 
-    Embeddings in memory are returned as they are. Raises InputError or FeatureFileError.
+    path: a file, or embeddings in memory. Raises InputError or FeatureFileError.
     """
-    if isinstance(path, Embeddings):
-        return [with_ids(path, settings.ids)]
+    layers = [path] if isinstance(path, Embeddings) else _read_file(path, settings)
+    named = [with_ids(embeddings, settings.ids) for embeddings in layers]
+    if settings.group_by is not None:
+        named = [group_rows(embeddings) for embeddings in named]
+    return [with_size_note(embeddings) for embeddings in named]
+
+
+def _read_file(path: Path, settings: ScoreSettings | OrderSettings) -> list[Embeddings]:
+    """The embeddings in a file by its format. Raises InputError or FeatureFileError."""
     if path.is_dir():
         raise InputError(f"{path}: is a directory; score takes files, rank takes directories")
     try:
@@ -131,11 +138,7 @@ def open_embeddings(
         raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
     check_not_sparse(path)
     form = ArrayForm(settings.dataset, settings.views_per_sample, settings.axes)
-    layers = read_hdf5(path, settings.layer, form) if hdf5 else [_read_array(path, start, form)]
-    named = [with_ids(embeddings, settings.ids) for embeddings in layers]
-    if settings.group_by is not None:
-        named = [group_rows(embeddings) for embeddings in named]
-    return [with_size_note(embeddings) for embeddings in named]
+    return read_hdf5(path, settings.layer, form) if hdf5 else [_read_array(path, start, form)]
 
 
 def open_array(path: Path | Embeddings, settings: OrderSettings) -> Embeddings:
