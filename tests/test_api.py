@@ -377,6 +377,7 @@ def test_moments_have_the_lidar_of_all_that_they_saw(arrays):
 @pytest.mark.parametrize("example", EXAMPLES, ids=[path.stem for path in EXAMPLES])
 def test_an_example_runs(example, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [str(example), str(tmp_path)])
+    monkeypatch.syspath_prepend(str(example.parent))  # as where a script is run
     runpy.run_path(str(example), run_name="__main__")
     printed = capsys.readouterr().out
     if example.stem == "rank_arrays":
@@ -384,6 +385,9 @@ def test_an_example_runs(example, tmp_path, monkeypatch, capsys):
         assert table["name"].tolist() == ["16 directions", "8 directions", "4 directions"]
         assert printed.startswith("16 directions is best by lidar")
         assert (tmp_path / "ranking.png").stat().st_size > 1000
+    elif example.stem == "modalities":
+        names = [line.partition(":")[0] for line in printed.splitlines()]
+        assert names == ["audio", "video", "table", "sequences"]
     else:
         assert printed.splitlines()[-1] == "lidar falls: stop"
 
