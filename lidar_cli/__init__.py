@@ -1,6 +1,7 @@
 """lidar: score and rank self-supervised checkpoints without labels.
 
     from lidar_cli import Moments, lidar, rankme, alpha_req, extract
+    from lidar_cli import FeatureWriter, write_features      # for embeddings of other programs
     from lidar_cli import LiDAR, Pillai, RankMe, AlphaReQ    # torchmetrics objects, extra `train`
 
 Names are resolved on first use (PEP 562), so that importing the package, and with it
@@ -18,6 +19,8 @@ _MODULES = {
     "rankme": "lidar_cli.core.functional",
     "alpha_req": "lidar_cli.core.functional",
     "extract": "lidar_cli.extraction.run",
+    "FeatureWriter": "lidar_cli.features.writer",
+    "write_features": "lidar_cli.features.writer",
     "LiDAR": "lidar_cli.integrations.torchmetrics",
     "Pillai": "lidar_cli.integrations.torchmetrics",
     "RankMe": "lidar_cli.integrations.torchmetrics",
@@ -25,7 +28,16 @@ _MODULES = {
 }
 
 # Without the names that need an extra: `from lidar_cli import *` must work without it.
-__all__ = ["Moments", "__version__", "alpha_req", "extract", "lidar", "rankme"]
+__all__ = [
+    "FeatureWriter",
+    "Moments",
+    "__version__",
+    "alpha_req",
+    "extract",
+    "lidar",
+    "rankme",
+    "write_features",
+]
 
 
 def __getattr__(name: str) -> Any:

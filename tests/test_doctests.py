@@ -13,6 +13,7 @@ from lidar_cli import integrations
 PUBLIC = {
     "lidar_cli.core.functional": ["alpha_req", "lidar", "rankme"],
     "lidar_cli.core.moments": ["Moments"],
+    "lidar_cli.features.writer": ["FeatureWriter", "write_features"],
     "lidar_cli.integrations.torchmetrics": [
         "AlphaReQ",
         "EmbeddingMetric",

@@ -456,19 +456,14 @@ def raise_the_version(file):
     file.attrs["version"] = 2
 
 
-def drop_the_done_marks(file):
-    del file["samples/done"]
-
-
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (drop_a_dataset, "damaged: "),
         (break_the_provenance, "damaged: "),
-        (cut_the_checksums, "damaged: layer backbone: .* 3 checksums; extract it again"),
-        (pair_the_checksums, "damaged: layer backbone: .* 16 checksums; extract it again"),
+        (cut_the_checksums, r"damaged: layer backbone: .* checksums \(3,\); .*extract it again"),
+        (pair_the_checksums, r"damaged: layer backbone: .* checksums \(8, 2\); .*extract it again"),
         (flatten_the_views, r"damaged: layer backbone: views \(18, 5\)"),
-        (drop_the_done_marks, "damaged: "),
         (raise_the_version, "feature file version 2, this lidar reads 1; extract it again"),
     ],
 )

@@ -48,6 +48,7 @@ ALIASES = {  # words of the output and of other programs -> the page about them
     **dict.fromkeys(
         ("compare", "names", "runs", "columns", "all", "verbose", "quiet"), "what-to-rank"
     ),
+    "format": "file-format",
     "json": "file-format",
     "formats": "systems",
     "checkpoints": "systems",

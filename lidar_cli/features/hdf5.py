@@ -20,7 +20,7 @@ import torch
 from lidar_cli.errors import FeatureFileError, first_line, printable
 from lidar_cli.features.arrays import check_not_sparse, checked_sizes, read_rows, stored_at
 from lidar_cli.features.embeddings import StoredArray
-from lidar_cli.features.schema import FORMAT, PARTIAL, VERSION, parse_provenance
+from lidar_cli.features.schema import FORMAT, PARTIAL, VERSION, ids_digest, parse_provenance
 from lidar_cli.runtime.files import NotAFile, is_hdf5
 from lidar_cli.runtime.sandbox import Stamp, WalkResult, run_limited, stamp_of, validation
 
@@ -61,7 +61,7 @@ class HDF5Contents:
     """Describes the contents of an HDF5 file.
 
     attributes: texts and integers; None for those that the file lacks.
-    unlisted: why the layers could not be listed.
+    unlisted: why the layers could not be listed. has_ids: whether it holds names of samples.
     """
 
     path: Path
@@ -69,6 +69,7 @@ class HDF5Contents:
     attributes: dict[str, str | int | None] = field(default_factory=dict)
     layers: tuple[str, ...] = ()
     unlisted: str | None = None
+    has_ids: bool = False
     arrays: dict[str, Array] = field(default_factory=dict)
 
     def array(self, name: str) -> Array:
@@ -95,12 +96,22 @@ class HDF5Contents:
         """The number of rows of the layer of this array, else of any layer. Raises as `array`."""
         group, _, _ = name.rpartition("/")
         layers = [f"embeddings/{layer}" for layer in self.layers]
-        names = [f"{layer}/clean" for layer in ([group] if group in layers else layers)]
-        usable = [one for one in names if one in self.arrays and self.arrays[one].refused is None]
+        names = [
+            f"{layer}/{part}"
+            for layer in ([group] if group in layers else layers)
+            for part in ("clean", "views")
+        ]
+        present = [one for one in names if one in self.arrays]
+        usable = [one for one in present if self.arrays[one].refused is None]
         if not names:
             raise ValueError(self.unlisted or "it holds no layer")
-        shape = self.array((usable or names)[0]).shape
+        shape = self.array((usable or present or names)[0]).shape
         return shape[0] if shape else 0
+
+    @property
+    def count(self) -> int:
+        """The number of samples. Raises as `array`."""
+        return self._row_count("")
 
     def texts(self, name: str) -> list[str]:
         """All texts of a list. Raises FeatureFileError or InputError."""
@@ -187,7 +198,10 @@ def has_format(contents: HDF5Contents, form: str = FORMAT) -> bool:
 
 
 def provenance_of(contents: HDF5Contents, form: str = FORMAT) -> dict[str, Any]:
-    """The provenance in a file. Raises FeatureFileError if it is not of our format and version."""
+    """The provenance in a file; {} if it has none.
+
+    Raises FeatureFileError if it is not of our format and version.
+    """
     if not has_format(contents, form):
         raise FeatureFileError(
             f"{contents.path}: an HDF5 file, but not a feature file (no format attribute)",
@@ -199,16 +213,33 @@ def provenance_of(contents: HDF5Contents, form: str = FORMAT) -> dict[str, Any]:
             f"{contents.path}: feature file version {version}, this lidar reads {VERSION}; "
             "extract it again"
         )
-    return parse_provenance(contents.attributes["provenance"])
+    text = contents.attributes["provenance"]
+    return {} if text is None else parse_provenance(text)
+
+
+def complete_provenance(contents: HDF5Contents) -> dict[str, Any]:
+    """The provenance in a file, with its layers and a digest of its ids where it has none.
+
+    Raises FeatureFileError if it is not of our format and version, or not complete.
+    """
+    record = provenance_of(contents)
+    check_complete(contents)
+    if "layers" not in record:
+        record["layers"] = list(contents.layers)
+    if "samples_sha256" not in record and contents.has_ids:
+        record["samples_sha256"] = ids_digest(contents.texts("samples/id"))
+    return record
 
 
 def check_complete(contents: HDF5Contents) -> None:
     """Raise FeatureFileError if some samples are not done."""
+    if "samples/done" not in contents.arrays:
+        return
     done = contents.read_all("samples/done")
     if not done.all():
         raise FeatureFileError(
             f"{contents.path}: incomplete, {int(done.sum())} of {len(done)} samples; "
-            "finish it with lidar extract --resume",
+            "finish it with lidar extract --resume, or with the program that began it",
             code="incomplete",
         )
 
@@ -292,6 +323,7 @@ def _contents(path: Path, walked: WalkResult) -> HDF5Contents:
             attributes,
             tuple(map(str, record["layers"])),
             _reason(record["unlisted"]),
+            bool(record["has_ids"]),
             {name: _array(name, one, size) for name, one in record["arrays"].items()},
         )
 

@@ -32,6 +32,7 @@ PARTS = {
     "crc32": "u",
 }  # arrays of a layer -> allowed kinds of numpy types
 SAMPLES = {"done": "uib", "label": "iufb"}
+MAX_TEXT = 2**12  # bytes of an id of fixed length
 MAX_CHUNK = 2**28  # bytes; HDF5 unpacks a chunk at once
 NO_MEMORY = "memory allocation failed"  # in messages of HDF5
 
@@ -105,10 +106,16 @@ def texts(source: BinaryIO, arguments: Record) -> Record:
             raise ValueError("no list of texts, where the ids of samples should be")
         kind = h5py.check_string_dtype(array.dtype)
         is_plain = not (array.is_virtual or array.chunks or array.external)
-        if kind is None or kind.length is not None or not is_plain:
-            raise ValueError(f"{array.name} holds {array.dtype}, which are not the texts expected")
+        if kind is None or kind.length is not None:
+            _checked(array, "iuS", largest=MAX_TEXT)
+        elif not is_plain:
+            raise ValueError(f"{array.name} is stored in chunks; expected contiguous texts")
         some = array[arguments["start"] : arguments["stop"]]
-        return {"count": len(array), "texts": [text.decode("utf-8", "replace") for text in some]}
+        return {"count": len(array), "texts": list(map(_text, some))}
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 @contextmanager
@@ -144,7 +151,10 @@ def _reason(error: Exception) -> str:
 
 def _described(file: h5py.File) -> Record:
     attributes = {name: _attribute(file, name) for name in ATTRIBUTES}
-    record: Record = {"attributes": attributes, "layers": [], "unlisted": None, "arrays": {}}
+    record: Record = {
+        **{"attributes": attributes, "layers": [], "unlisted": None, "arrays": {}},
+        "has_ids": False,
+    }
     if attributes["format"] not in (FORMAT, SHARD_FORMAT):
         return record
     try:
@@ -158,17 +168,24 @@ def _described(file: h5py.File) -> Record:
     for name, kinds in wanted.items():
         if (array := _array(file, name, kinds)) is not None:
             record["arrays"][name] = array
+    with suppress(Absent):
+        _member(file, "samples/id")
+        record["has_ids"] = True
     return record
 
 
 def _attribute(file: h5py.File, name: str) -> str | int | None:
-    """A text or an integer; None if it is absent, of another type, or too long."""
-    if name not in file.attrs or file.attrs.get_id(name).shape != ():
-        return None  # an array of texts can repeat one long text thousands of times
+    """A text or an integer; "" if it is of another type, or too long; None if it is absent."""
+    if name not in file.attrs:
+        return None
+    if file.attrs.get_id(name).shape not in ((), (1,)):
+        return ""  # an array of texts can repeat one long text thousands of times
     value = file.attrs[name]
+    value = value[0] if isinstance(value, np.ndarray) else value
+    value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     if isinstance(value, np.integer):
         return int(value)
-    return value if isinstance(value, str) and len(value) <= MAX_PROVENANCE else None
+    return value if isinstance(value, str) and len(value) <= MAX_PROVENANCE else ""
 
 
 def _array(file: h5py.File, name: str, kinds: str) -> Record | None:
@@ -195,15 +212,15 @@ def _storage(array: h5py.Dataset) -> Record:
     return {"shape": list(array.shape), "dtype": array.dtype.str, "offset": offset}
 
 
-def _checked(item: object, kinds: str) -> h5py.Dataset:
-    """The item itself, if it is an array whose numbers have one of `kinds`.
+def _checked(item: object, kinds: str, largest: int = 8) -> h5py.Dataset:
+    """The item itself, if it is an array of items of one of `kinds`, of at most `largest` bytes.
 
     Raises Refused if numbers are in files that are not allowed, ValueError if it is no such array
     or declares far more bytes than it stores.
     """
     if not isinstance(item, h5py.Dataset) or item.shape is None:
         raise ValueError("a group, where an array should be")
-    if item.dtype.kind not in kinds or item.dtype.itemsize > 8:
+    if item.dtype.kind not in kinds or item.dtype.itemsize > largest:
         raise ValueError(f"{item.name} holds {item.dtype}, which are not the numbers expected")
     stored = _stored_virtually(item, kinds) if item.is_virtual else _stored(item)
     declared = math.prod(item.shape) * item.dtype.itemsize

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lidar_cli.features.arrays import as_embeddings, choose_array
 from lidar_cli.features.embeddings import Chunk, Embeddings, Names, StoredArray
 from lidar_cli.features.hdf5 import (
     HDF5Contents,
-    check_complete,
+    complete_provenance,
     has_format,
     open_hdf5,
     provenance_of,
@@ -44,10 +45,8 @@ def read_provenance(path: Path) -> dict[str, Any]:
     Raises FeatureFileError if it is not a feature file, or not complete.
     """
     with open_hdf5(path) as file:
-        provenance = provenance_of(file)
         check_shards(file)
-        check_complete(file)
-        return provenance
+        return complete_provenance(file)
 
 
 def read_interrupted(path: Path) -> dict[str, Any]:
@@ -83,7 +82,7 @@ def read_names(path: Path) -> Names:
     """Ids and labels of all samples of a feature file. Raises FeatureFileError."""
     with open_hdf5(path) as file:
         provenance_of(file)
-        texts = file.texts("samples/id")
+        texts = file.texts("samples/id") if file.has_ids else list(map(str, range(file.count)))
     labels = read_labels(path)
     return Names(texts, labels.tolist() if labels is not None else None)
 
@@ -107,17 +106,14 @@ def read_hdf5(
             )
         if dataset is not None or not has_format(file):
             return [_other_hdf5(path, dataset, views_per_sample)]
-        provenance = provenance_of(file)
         check_shards(file)
-        check_complete(file)
+        provenance = complete_provenance(file)
         if not file.layers:
             raise ValueError(file.unlisted or "it holds no layer")
         names = [name.strip() for name in layers.split(",")]
         if layers == "auto":
-            by_depth = provenance.get("layers")
-            first = by_depth if isinstance(by_depth, list) else []
-            names = [*(name for name in first if name in file.layers)]
-            names += [name for name in file.layers if name not in names]
+            by_depth = [name for name in provenance.get("layers") or () if name in file.layers]
+            names = list(dict.fromkeys([*by_depth, *file.layers]))
         for name in names:
             if name not in file.layers:
                 raise FeatureFileError(
@@ -151,21 +147,19 @@ def _first_rows(stored: StoredArray | None, n: int) -> StoredArray | None:
 
 def _layer(file: HDF5Contents, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:
     group = f"embeddings/{name}"
-    parts = ("views", "clean") if f"{group}/views" in file.arrays else ("clean",)
-    stored = {part: file.stored(f"{group}/{part}") for part in parts}
-    checksums_shape = file.array(f"{group}/crc32").shape
-    clean = stored["clean"].shape
-    views = stored["views"].shape if "views" in stored else (0, 0, *clean[1:])
-    shapes_agree = len(views) == 3 and len(clean) == 2 and clean == (*checksums_shape, views[2])
-    if not shapes_agree or views[0] > clean[0] or 0 in clean:
-        count = math.prod(checksums_shape)
-        raise ValueError(f"layer {name}: views {views}, clean {clean}, {count} checksums")
-    checksums = file.read_all(f"{group}/crc32")
+    stored = {
+        part: file.stored(f"{group}/{part}")
+        for part in ("views", "clean")
+        if f"{group}/{part}" in file.arrays
+    }
+    _check_shapes(file, name, {part: array.shape for part, array in stored.items()})
+    checksums = file.read_all(f"{group}/crc32") if f"{group}/crc32" in file.arrays else None
 
     def verify(chunk: Chunk) -> None:
-        assert chunk.clean is not None
+        assert checksums is not None
         views = NO_VIEWS if chunk.views is None else chunk.views.numpy()
-        computed = checksums_of(views, chunk.clean.numpy())
+        clean = np.empty((len(views), 0)) if chunk.clean is None else chunk.clean.numpy()
+        computed = checksums_of(views, clean)
         bad = np.flatnonzero(computed != checksums[chunk.start : chunk.start + len(computed)])
         if len(bad):
             raise FeatureFileError(
@@ -178,13 +172,32 @@ def _layer(file: HDF5Contents, path: Path, name: str, provenance: dict[str, Any]
         str(path),
         name,
         stored.get("views"),
-        stored["clean"],
+        stored.get("clean"),
         provenance=provenance,
-        verify=verify,
-        content=hashlib.sha256(checksums.tobytes()).hexdigest(),
+        verify=None if checksums is None else verify,
+        content=None if checksums is None else hashlib.sha256(checksums.tobytes()).hexdigest(),
         names=lambda: read_names(path),
         dense=_dense_parts(file) if name == PATCHES else None,
     )
+
+
+def _check_shapes(file: HDF5Contents, name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError if the arrays of a layer do not fit together, or there are none."""
+    views, clean = shapes.get("views"), shapes.get("clean")
+    checksums = file.arrays.get(f"embeddings/{name}/crc32")
+    count = None if checksums is None else file.array(checksums.name).shape
+    good = bool(shapes) and not any(0 in shape for shape in shapes.values())
+    good &= views is None or len(views) == 3
+    good &= clean is None or len(clean) == 2
+    if good and views and clean:
+        good = views[0] <= clean[0] and views[2] == clean[1]
+    if good and count is not None:
+        good = count == (clean or views or ())[:1]
+    if not good:
+        raise ValueError(
+            f"layer {name}: views {views}, clean {clean}, checksums {count}; expected views "
+            "[n, q, d], clean [N, d] with N >= n, or one of them, and N checksums or none"
+        )
 
 
 def _dense_parts(file: HDF5Contents) -> DenseParts | str:

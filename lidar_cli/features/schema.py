@@ -1,7 +1,8 @@
 """The HDF5 feature file: names, layout, provenance and checksums, for writer and reader.
 
     /embeddings/<layer>/views   (n, q, d)   augmented; absent where q = 0
-    /embeddings/<layer>/clean   (N, d)      un-augmented; N >= n, the first n those of `views`
+    /embeddings/<layer>/clean   (N, d)      un-augmented; N >= n, the first n those of `views`;
+                                            absent where there are views alone, and N = n
     /embeddings/<layer>/crc32   (N,)        of a sample's views followed by its clean embedding
     /samples/id, /samples/label, /samples/done
     /samples/bad                (b, 2)      name and fault of images left out; absent if none are
@@ -17,13 +18,14 @@ describes the file (`hdf5_walk`), `hdf5` checks the description, and numbers are
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ FIELD_TYPES = {  # types of the fields that the program reads; each may be absen
     **dict.fromkeys(("seed", "n_samples", "n_views", "n_clean", "image_size", "batch_size"), int),
     "embedding_revision": int,
     **dict.fromkeys(("layers", "assumptions"), list),
-    **dict.fromkeys(("views", "versions", "assumed"), dict),
+    **dict.fromkeys(("views", "versions", "assumed", "pooling"), dict),
 }
 
 
@@ -69,6 +71,7 @@ class Layout:
     n_views: int  # q
     n_clean: int  # N, with a clean embedding
     storage: str = "float32"
+    has_clean: bool = True  # False: N = n samples with views alone
 
     def within(self, span: range) -> Layout:
         """The layout of a contiguous range of the samples."""
@@ -78,7 +81,7 @@ class Layout:
     @property
     def nbytes(self) -> int:
         """Bytes of all embeddings."""
-        rows = self.n_samples * self.n_views + self.n_clean
+        rows = self.n_samples * self.n_views + self.n_clean * self.has_clean
         return sum(self.widths.values()) * rows * np.dtype(self.storage).itemsize
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -88,7 +91,8 @@ class Layout:
         for layer, d in self.widths.items():
             if q:
                 arrays[f"embeddings/{layer}/views"] = (n, q, d), np.dtype(self.storage)
-            arrays[f"embeddings/{layer}/clean"] = (clean, d), np.dtype(self.storage)
+            if self.has_clean:
+                arrays[f"embeddings/{layer}/clean"] = (clean, d), np.dtype(self.storage)
             arrays[f"embeddings/{layer}/crc32"] = (clean,), np.dtype(np.uint32)
         return arrays
 
@@ -119,7 +123,7 @@ def joined_name(path: Path) -> str | None:
 
 def parse_provenance(text: object) -> dict[str, Any]:
     """The record in the attribute `provenance`. Raises ValueError if it has another form."""
-    if not isinstance(text, str) or len(text) > MAX_PROVENANCE:
+    if not isinstance(text, str) or not 0 < len(text) <= MAX_PROVENANCE:
         raise ValueError("provenance is not a text, or too long")
     record = parse_json(text, constant=_refuse_constant)
     if not isinstance(record, dict) or not _is_shallow(record):
@@ -136,6 +140,14 @@ def parse_provenance(text: object) -> dict[str, Any]:
     ):
         raise ValueError(f"{NO_RECORD}: layers or views without names")
     return record
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """The entry `samples_sha256` of a file whose writer recorded none: SHA-256 of its ids."""
+    digest = hashlib.sha256()
+    for name in ids:
+        digest.update(str(name).encode("utf-8", "replace") + b"\0")
+    return digest.hexdigest()
 
 
 def _refuse_constant(name: str) -> float:
@@ -175,7 +187,10 @@ def differing_fields(record: Mapping[str, Any], other: Mapping[str, Any]) -> lis
 
 
 def checksums_of(views: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """CRC-32 [b] of the bytes of each sample: its views (if any), then its clean embedding."""
+    """CRC-32 [b] of the bytes of each sample: its views (if any), then its clean embedding.
+
+    views: [c, q, d], c <= b, of the first samples. clean: [b, d], or [b, 0] where there is none.
+    """
     sums = np.empty(len(clean), np.uint32)
     for i, row in enumerate(np.ascontiguousarray(clean)):
         start = zlib.crc32(np.ascontiguousarray(views[i]).data) if i < len(views) else 0
@@ -207,13 +222,14 @@ def in_use_error(partial: Path) -> InUse:
 
 def write_metadata(
     file: h5py.File,
-    ids: Sequence[str],
+    count: int,
+    ids: Sequence[str] | None,
     labels: Sequence[int] | None,
     bad: Sequence[tuple[str, str]],
     provenance: Mapping[str, Any],
     share: Share | None = None,
 ) -> None:
-    """Write attributes and samples of a new file; no sample is done."""
+    """Write attributes and samples of a new file; none of the `count` samples is done."""
     file.attrs["format"] = SHARD_FORMAT if share else FORMAT
     file.attrs["version"] = VERSION
     file.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
@@ -221,12 +237,13 @@ def write_metadata(
         file.attrs["share"] = share.describe()
     samples = file.create_group("samples")
     text = h5py.string_dtype("utf-8")
-    samples.create_dataset("id", data=list(ids), dtype=text)
+    if ids is not None:
+        samples.create_dataset("id", data=list(ids), dtype=text)
     if bad:
         samples.create_dataset("bad", data=list(bad), dtype=text)
     if labels is not None:
         samples.create_dataset("label", data=np.asarray(labels, np.int64))
-    _create(samples, "done", (len(ids),), np.dtype(np.uint8))
+    _create(samples, "done", (count,), np.dtype(np.uint8))
 
 
 def allocate(file: h5py.File, layout: Layout) -> None:

@@ -114,7 +114,7 @@ def join_shards(
             blocks.append(of_shard[layer])
     try:
         with temporary_file(path, exclusive=True) as temporary, h5py.File(temporary, "x") as file:
-            write_metadata(file, ids, labels, bad, provenance)
+            write_metadata(file, len(ids), ids, labels, bad, provenance)
             file["samples/done"][:] = 1
             if dense is not None:
                 file.attrs["dse"] = dense

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,15 @@ import torch
 from torch import Tensor
 
 from lidar_cli.core.dense import DenseParts
-from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, Unresumable, first_line
+from lidar_cli.errors import (
+    DegenerateFeatures,
+    FeatureFileError,
+    InUse,
+    SettingsError,
+    Unresumable,
+    first_line,
+    shortened,
+)
 from lidar_cli.features.hdf5 import (
     DAMAGE,
     HDF5Contents,
@@ -35,7 +44,9 @@ from lidar_cli.features.schema import (
     check_unlocked,
     checksums_of,
     differing_fields,
+    ids_digest,
     in_use_error,
+    parse_provenance,
     partial_path,
     reserve,
     revision_of,
@@ -44,24 +55,97 @@ from lidar_cli.features.schema import (
 from lidar_cli.runtime.files import irregular_kind, is_hdf5, is_stream, rename_exclusively
 from lidar_cli.runtime.sandbox import stamp_of
 
+Rows = Tensor | np.ndarray | Sequence[Any]  # embeddings of several samples
+OWN_LAYER = "embedding"  # the layer of a file for which no other name is given
+MAX_BYTES = 2**26  # of embeddings that `write_features` writes at a time
+NO_CLEAN = np.empty((1, 0), np.float32)
+
 
 class FeatureWriter:
-    """Writes a feature file; samples may come in any order.
+    """Writes a feature file, batch by batch; samples may come in any order.
 
-    span: the samples in the file: those of a share, or all.
-    Until a sample is done, the file is NAME.partial.begun, which reserves space; it is removed
-    after a failure, or by the next writer. A context manager; leaving it without `finish` keeps
-    NAME.partial for `resume`.
+    The end of the `with` block gives the complete file its name. Until then it is NAME.partial,
+    which is resumed by the same call with `resume=True`.
+
+    Args:
+        path: the file to write.
+        n_samples: n.
+        n_views: q, the augmented views of each sample; 0 if there are only clean embeddings.
+        dim: d, or d of each layer by its name.
+        clean: whether each sample has an un-augmented embedding too; by default only if q = 0.
+        layer: the name of the layer, if `dim` is a number.
+        ids: names of the samples [n], by which files are compared sample by sample; by default
+            their numbers.
+        labels: class numbers [n], -1 unknown, which no score uses.
+        provenance: what made the embeddings, such as {"checkpoint": "a.pt", "data": "EEG"}.
+        storage: float32, or float16 for half the size.
+        resume: resume NAME.partial if there is one; `done` says which samples it holds.
+        overwrite: replace the file, or NAME.partial.
+
+    Raises:
+        SettingsError: if an argument has another form.
+        FeatureFileError: if the file exists or cannot be written, or the block ends before every
+            sample is written; Unresumable if NAME.partial was begun with other arguments.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> views = np.random.default_rng(0).normal(size=(100, 4, 16))
+        >>> path = f"{tempfile.mkdtemp()}/feats.h5"
+        >>> with FeatureWriter(path, n_samples=100, n_views=4, dim=16) as writer:
+        ...     for batch in np.array_split(np.random.default_rng(1).permutation(100), 5):
+        ...         writer.write(batch, views[batch])
+        >>> writer.path.name
+        'feats.h5'
+
+    References:
+        `lidar explain file-format`: the format, for programs that write it without this package.
     """
 
+    # Until a sample is done, the file is NAME.partial.begun, which reserves space; it is removed
+    # after a failure, or by the next writer.
+    path: Path
+    done: np.ndarray  # [len(span)], whether a sample is written
+    span: range  # the samples in the file: those of a share, or all
+
     def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_samples: int,
+        dim: int | Mapping[str, int],
+        n_views: int = 0,
+        clean: bool | None = None,
+        layer: str = OWN_LAYER,
+        ids: Sequence[str] | None = None,
+        labels: Sequence[int] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        storage: str = "float32",
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        widths = dim if isinstance(dim, Mapping) else {layer: dim}
+        has_clean = not n_views if clean is None else clean
+        layout = Layout(dict(widths), n_samples, n_views, n_samples, storage, has_clean)
+        names = check_samples(layout, ids, labels)
+        record = own_provenance(layout, ids, labels, provenance or {})
+        opened = Path(path)
+        if resume and partial_path(opened).exists():
+            self._resume(opened, layout, record, None, overwrite)
+        else:
+            self._create(opened, layout, ids and names, labels, record, None, (), overwrite)
+        self._finishes = True
+        self._index.update((name, at) for at, name in enumerate(names))
+
+    def _attach(
         self, path: Path, partial: Path, file: h5py.File, overwrite: bool, share: Share | None
     ) -> None:
         self.path = path
         self._partial = partial  # current name of the file
         self._file = file
         self._overwrite = overwrite
-        self.done: np.ndarray = file["samples/done"][:].astype(bool)  # [len(span)]
+        self._index: dict[str, int] = {}  # of samples by id
+        self._finishes = False  # whether the end of the `with` block finishes the file
+        self.done = file["samples/done"][:].astype(bool)
         self.span = share.span if share else range(len(self.done))
 
     @classmethod
@@ -85,37 +169,9 @@ class FeatureWriter:
         Raises FeatureFileError if the output or its partial file exists and `overwrite` is false,
         or the directory cannot be written; InUse if another process is writing it.
         """
-        partial = partial_path(path)
-        begun = begun_path(partial)
-        check_absent(path, overwrite)
-        if share is not None:
-            layout, ids = layout.within(share.span), ids[share.span.start : share.span.stop]
-            labels = labels and labels[share.span.start : share.span.stop]
-        try:
-            if overwrite:
-                _remove_unlocked(partial)
-            _remove_unlocked(begun)
-            _check_unlinked(begun)
-            check_space(partial, layout, [*ids, *chain(*bad)])
-            file = h5py.File(begun, "x")
-        except FileExistsError as error:
-            raise in_use_error(partial) from error
-        except OSError as error:
-            why = error.strerror or first_line(error)
-            raise FeatureFileError(
-                f"{partial}: cannot be created: {why}", code="cannot-be-created"
-            ) from error
-        try:
-            write_metadata(file, ids, labels, bad, provenance, share)
-            allocate(file, layout)
-            reserve(file)
-        except BaseException as error:
-            _close(file)
-            begun.unlink(missing_ok=True)
-            if isinstance(error, (OSError, RuntimeError)):
-                raise _unwritable(partial, error) from error
-            raise
-        return cls(path, begun, file, overwrite, share)
+        writer = cls.__new__(cls)
+        writer._create(path, layout, ids, labels, provenance, share, bad, overwrite)
+        return writer
 
     @classmethod
     def resume(
@@ -132,6 +188,62 @@ class FeatureWriter:
         Raises Unresumable, and leaves the file unchanged, if it was begun with other settings or is
         not a partial feature file; InUse if another process is writing it.
         """
+        writer = cls.__new__(cls)
+        writer._resume(path, layout, provenance, share, overwrite)
+        return writer
+
+    def _create(
+        self,
+        path: Path,
+        layout: Layout,
+        ids: Sequence[str] | None,
+        labels: Sequence[int] | None,
+        provenance: Mapping[str, Any],
+        share: Share | None,
+        bad: Sequence[tuple[str, str]],
+        overwrite: bool,
+    ) -> None:
+        partial = partial_path(path)
+        begun = begun_path(partial)
+        check_absent(path, overwrite)
+        if share is not None:
+            layout = layout.within(share.span)
+            ids = ids and ids[share.span.start : share.span.stop]
+            labels = labels and labels[share.span.start : share.span.stop]
+        try:
+            if overwrite:
+                _remove_unlocked(partial)
+            _remove_unlocked(begun)
+            _check_unlinked(begun)
+            check_space(partial, layout, [*(ids or ()), *chain(*bad)])
+            file = h5py.File(begun, "x")
+        except FileExistsError as error:
+            raise in_use_error(partial) from error
+        except OSError as error:
+            why = error.strerror or first_line(error)
+            raise FeatureFileError(
+                f"{partial}: cannot be created: {why}", code="cannot-be-created"
+            ) from error
+        try:
+            write_metadata(file, layout.n_clean, ids, labels, bad, provenance, share)
+            allocate(file, layout)
+            reserve(file)
+        except BaseException as error:
+            _close(file)
+            begun.unlink(missing_ok=True)
+            if isinstance(error, (OSError, RuntimeError)):
+                raise _unwritable(partial, error) from error
+            raise
+        self._attach(path, begun, file, overwrite, share)
+
+    def _resume(
+        self,
+        path: Path,
+        layout: Layout,
+        provenance: Mapping[str, Any],
+        share: Share | None,
+        overwrite: bool,
+    ) -> None:
         partial = partial_path(path)
         advice = _restart_advice(share)
         layout = layout.within(share.span) if share else layout
@@ -160,37 +272,62 @@ class FeatureWriter:
                 reserve(file)
             except OSError as error:  # the disk is full; the file is not damaged
                 raise _unwritable(partial, error) from error
-            writer = cls(path, partial, file, overwrite, share)
-            writer._verify(layout.widths)
+            self._attach(path, partial, file, overwrite, share)
+            self._verify(layout.widths)
         except BaseException as error:
             file.close()
             if isinstance(error, DAMAGE):
                 raise Unresumable(f"{partial}: damaged: {first_line(error)}; {advice}") from error
             raise
-        return writer
 
     def write(
-        self, samples: Sequence[int], views: Mapping[str, Tensor], clean: Mapping[str, Tensor]
+        self,
+        samples: Sequence[int] | Sequence[str],
+        views: Rows | Mapping[str, Rows] | None = None,
+        clean: Rows | Mapping[str, Rows] | None = None,
     ) -> None:
-        """Write the embeddings of `samples`, contiguous indices, and mark them done.
+        """Write the embeddings of some samples, and mark them done.
 
-        views: layer -> [c, q, d] of the samples below n; clean: layer -> [b, d].
-        Raises DegenerateFeatures if a value is not finite, or overflows float16; FeatureFileError
-        if the disk is full.
+        Args:
+            samples: their numbers, or ids [b].
+            views: [c, q, d] of those that have views, or by layer: of all, except where `extract`
+                embeds further images without views.
+            clean: [b, d], or by layer.
+
+        Raises:
+            DegenerateFeatures: if a number is not finite, or overflows float16.
+            FeatureFileError: if the disk is full.
+            SettingsError: if the shapes are others, or a sample is unknown.
         """
-        first, last = samples[0] - self.span.start, samples[-1] + 1 - self.span.start
+        indices = self._indices(samples)
+        parts = self._rows("views", views, indices), self._rows("clean", clean, indices)
+        for block in contiguous_blocks(indices):
+            of_views, of_clean = (
+                {layer: rows[block.start : block.stop] for layer, rows in part.items()}
+                for part in parts
+            )
+            some = range(indices[block.start], indices[block.stop - 1] + 1)
+            self._write_block(some, of_views, of_clean)
+
+    def _write_block(
+        self, samples: range, views: Mapping[str, Tensor], clean: Mapping[str, Tensor]
+    ) -> None:
+        """Write contiguous samples. Raises as `write`."""
+        first, last = samples.start - self.span.start, samples.stop - self.span.start
+        no_clean = np.empty((len(samples), 0), np.float32)
         try:
-            for layer, rows in clean.items():
-                group = self._file["embeddings"][layer]
-                storage = group["clean"].dtype.name
-                stored_clean = as_storage_type(rows, storage, layer, samples[0]).cpu().numpy()
-                stored_views = (
-                    as_storage_type(views[layer], storage, layer, samples[0]).cpu().numpy()
-                )
-                if len(stored_views):
-                    group["views"][first : first + len(stored_views)] = stored_views
-                group["clean"][first:last] = stored_clean
-                group["crc32"][first:last] = checksums_of(stored_views, stored_clean)
+            for layer, group in self._file["embeddings"].items():
+                stored = {
+                    part: as_storage_type(of[layer], group[part].dtype.name, layer, samples.start)
+                    .cpu()
+                    .numpy()
+                    for part, of in (("views", views), ("clean", clean))
+                    if layer in of
+                }
+                for part, rows in stored.items():
+                    group[part][first : first + len(rows)] = rows
+                sums = checksums_of(stored.get("views", NO_VIEWS), stored.get("clean", no_clean))
+                group["crc32"][first:last] = sums
             self._file.flush()
             self._file["samples/done"][first:last] = 1
             self._file.flush()
@@ -200,6 +337,43 @@ class FeatureWriter:
         except (OSError, RuntimeError) as error:
             raise _unwritable(self._partial, error) from error
         self.done[first:last] = True
+
+    def _indices(self, samples: Sequence[int] | Sequence[str]) -> Sequence[int]:
+        """Numbers of samples that are given by number or by id. Raises SettingsError."""
+        if isinstance(samples, range):
+            return samples
+        indices = [
+            self._index.get(one, -1) if isinstance(one, str) else int(one) for one in samples
+        ]
+        for one, index in zip(samples, indices, strict=True):
+            if index not in self.span:
+                raise SettingsError(
+                    f"{self.path}: no sample {one!r}; expected numbers from {self.span.start} to "
+                    f"{self.span.stop - 1}, or the ids that the file was begun with"
+                )
+        return indices
+
+    def _rows(
+        self, part: str, rows: Rows | Mapping[str, Rows] | None, indices: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Embeddings of samples by layer, as tensors. Raises SettingsError for another shape."""
+        layers = self._file["embeddings"]
+        given = rows if isinstance(rows, Mapping) else dict.fromkeys(layers, rows)
+        tensors = {}
+        for layer, group in layers.items():
+            rows_of_layer = given.get(layer)
+            values = as_tensor(() if rows_of_layer is None else rows_of_layer)
+            stored = len(group[part]) if part in group else 0
+            count = sum(index - self.span.start < stored for index in indices)
+            shape = (count, *group[part].shape[1:]) if part in group else (0,)
+            if len(values) != count or (count and values.shape != shape):
+                raise SettingsError(
+                    f"{self.path}: {part} of layer {layer} have the shape {tuple(values.shape)}; "
+                    f"expected {shape}"
+                )
+            if count:
+                tensors[layer] = values
+        return tensors
 
     def write_dense(self, dense: DenseParts | str) -> None:
         """Write the parts of DSE, or why there are none. Raises FeatureFileError."""
@@ -253,7 +427,16 @@ class FeatureWriter:
     def __enter__(self) -> FeatureWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        if self._finishes and kind is None and self._file.id.valid:
+            try:
+                self.finish()
+            finally:
+                self._close_or_remove()
+            return
+        self._close_or_remove()
+
+    def _close_or_remove(self) -> None:
         inode = self._inode() if self._file.id.valid else None
         _close(self._file)
         if inode is not None and self._partial != partial_path(self.path):
@@ -269,7 +452,8 @@ class FeatureWriter:
                 for group in (self._file["embeddings"][layer] for layer in layers):
                     with_views = len(group["views"]) if "views" in group else 0
                     views = group["views"][i : i + 1] if i < with_views else NO_VIEWS
-                    if checksums_of(views, group["clean"][i : i + 1])[0] != group["crc32"][i]:
+                    clean = group["clean"][i : i + 1] if "clean" in group else NO_CLEAN
+                    if checksums_of(views, clean)[0] != group["crc32"][i]:
                         self.done[i] = False
 
 
@@ -384,6 +568,176 @@ def _unwritable(partial: Path, error: BaseException) -> FeatureFileError:
     return FeatureFileError(
         f"{partial}: cannot be written: {first_line(error)}; free some space, then --resume"
     )
+
+
+def write_features(
+    path: str | os.PathLike[str],
+    views: Rows | Mapping[str, Rows] | None = None,
+    clean: Rows | Mapping[str, Rows] | None = None,
+    *,
+    ids: Sequence[str] | None = None,
+    labels: Sequence[int] | None = None,
+    layer: str = OWN_LAYER,
+    provenance: Mapping[str, Any] | None = None,
+    storage: str = "float32",
+    overwrite: bool = False,
+) -> Path:
+    """Write embeddings to a feature file that `lidar score`, `rank` and `compare` read.
+
+    Args:
+        path: the file to write.
+        views: embeddings of the q augmented views of each sample [n, q, d]: an array, a list, a
+            tensor on any device, or anything with a shape that is read by slices, such as a
+            dataset of h5py; of several layers by their names.
+        clean: embeddings of the un-augmented samples [n, d]; LiDAR does not need them.
+        ids: names of the samples [n], by which files are compared sample by sample.
+        labels: class numbers [n], -1 unknown, which no score uses.
+        layer: the name of the layer, if there is one.
+        provenance: what made the embeddings, such as {"checkpoint": "a.pt", "data": "EEG"}.
+        storage: float32, or float16 for half the size.
+        overwrite: replace the file.
+
+    Returns:
+        The path.
+
+    Raises:
+        SettingsError: if the shapes or the names of samples are wrong.
+        DegenerateFeatures: if a number is not finite, or overflows float16.
+        FeatureFileError: if the file exists or cannot be written.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> path = f"{tempfile.mkdtemp()}/feats.h5"
+        >>> views = np.random.default_rng(0).normal(size=(100, 4, 16))
+        >>> write_features(path, views, provenance={"checkpoint": "eeg.pt"}).name
+        'feats.h5'
+
+    References:
+        `lidar explain file-format`.
+    """
+    parts = {
+        part: {name: _sliceable(rows) for name, rows in _by_layer(given, layer).items()}
+        for part, given in (("views", views), ("clean", clean))
+        if given is not None
+    }
+    shapes = {part: {name: rows.shape for name, rows in of.items()} for part, of in parts.items()}
+    n, q, widths = _sizes(shapes)
+    with FeatureWriter(
+        path, n_samples=n, n_views=q, dim=widths, clean="clean" in parts, ids=ids, labels=labels,
+        provenance=provenance, storage=storage, overwrite=overwrite,
+    ) as writer:  # fmt: skip
+        step = max(1, MAX_BYTES // (8 * max(1, q) * sum(widths.values())))
+        for first in range(0, n, step):
+            some = range(first, min(first + step, n))
+            batch = {
+                part: {name: rows[some.start : some.stop] for name, rows in of.items()}
+                for part, of in parts.items()
+            }
+            writer.write(some, batch.get("views"), batch.get("clean"))
+    return writer.path
+
+
+def _by_layer(given: Rows | Mapping[str, Rows], layer: str) -> Mapping[str, Rows]:
+    return given if isinstance(given, Mapping) else {layer: given}
+
+
+def _sliceable(rows: Rows) -> Any:
+    """Rows with a shape: themselves, else an array. Raises SettingsError if they form none."""
+    if hasattr(rows, "shape"):
+        return rows
+    try:
+        return np.asarray(rows, np.float64)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(
+            f"no array of numbers: {first_line(error)}; expected embeddings [n, q, d] or [n, d]"
+        ) from error
+
+
+def _sizes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> tuple[int, int, dict[str, int]]:
+    """n, q (0 without views) and d by layer. Raises SettingsError if shapes do not agree."""
+    listed = [(part, name, shape) for part, of in shapes.items() for name, shape in of.items()]
+    if not listed:
+        raise SettingsError("no embeddings; expected views [n, q, d], clean [n, d], or both")
+    for part, name, shape in listed:
+        if len(shape) != (3 if part == "views" else 2) or 0 in shape:
+            expected = "[n, q, d]" if part == "views" else "[n, d]"
+            raise SettingsError(
+                f"{part} of layer {name} have the shape {tuple(shape)}; expected {expected}"
+            )
+    widths = {name: int(shape[-1]) for _, name, shape in listed}
+    counts = {(int(shape[0]), int(shape[1])) for part, _, shape in listed if part == "views"}
+    n = int(listed[0][2][0])
+    agree = all((shape[0], shape[-1]) == (n, widths[name]) for _, name, shape in listed)
+    whole = all(of.keys() == widths.keys() for of in shapes.values())
+    if len(counts) > 1 or not agree or not whole:
+        listing = ", ".join(f"{part} of {name} {tuple(shape)}" for part, name, shape in listed)
+        raise SettingsError(f"shapes do not agree: {listing}; expected equal n, q, and layers")
+    return n, next(iter(counts))[1] if counts else 0, widths
+
+
+def check_samples(
+    layout: Layout, ids: Sequence[str] | None, labels: Sequence[int] | None
+) -> list[str]:
+    """The ids [n] of samples. Raises SettingsError for a layout, ids or labels that are wrong."""
+    n, q, sizes = layout.n_clean, layout.n_views, layout.widths
+    for name, d in sizes.items():
+        if not name or "/" in name or name == "." or "," in name:
+            raise SettingsError(f"layer {name!r}: a name without slash and comma is expected")
+        if d < 1 or n < 1 or q < 0 or not (q or layout.has_clean):
+            raise SettingsError(
+                f"layer {name}: n = {n}, q = {q}, d = {d}; expected n and d of at least 1, and "
+                "views or clean embeddings"
+            )
+    if layout.storage not in ("float32", "float16"):
+        raise SettingsError(f"storage {layout.storage!r}; expected float32 or float16")
+    names = list(map(str, range(n) if ids is None else ids))
+    if len(names) != n or (labels is not None and len(labels) != n):
+        what, count = ("ids", len(names)) if len(names) != n else ("labels", len(labels or ()))
+        raise SettingsError(f"{count} {what} for {n} samples; expected one for each")
+    if len(set(names)) != n:
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise SettingsError(
+            f"the id {shortened(twice)!r} belongs to several samples; expected distinct ids"
+        )
+    return names
+
+
+def own_provenance(
+    layout: Layout,
+    ids: Sequence[str] | None,
+    labels: Sequence[int] | None,
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The record of a file that the user writes: what is given, the sizes, and a digest of ids.
+
+    Raises SettingsError if it is no JSON, or a field has another type than the program reads.
+    """
+    sizes = {
+        "layers": list(layout.widths),
+        "n_samples": layout.n_samples,
+        "n_views": layout.n_views,
+        "n_clean": layout.n_clean if layout.has_clean else 0,
+        "storage": layout.storage,
+    }
+    record = sizes | ({} if ids is None else {"samples_sha256": ids_digest(ids)}) | dict(given)
+    try:
+        return parse_provenance(json.dumps(record))
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"provenance: {first_line(error)}; expected a dict of JSON") from error
+
+
+def contiguous_blocks(indices: Sequence[int]) -> Iterator[range]:
+    """Positions of runs of consecutive numbers."""
+    start = 0
+    for at in range(1, len(indices) + 1):
+        if at == len(indices) or indices[at] != indices[at - 1] + 1:
+            yield range(start, at)
+            start = at
+
+
+def as_tensor(rows: Rows) -> Tensor:
+    """An array, a list or a tensor as a tensor."""
+    return rows if isinstance(rows, Tensor) else torch.as_tensor(np.asarray(rows))
 
 
 def as_storage_type(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:

@@ -129,14 +129,26 @@ class Session:
         """Note what was assumed of the scanned checkpoints, each assumption once."""
         self.scan.note_assumptions(self.progress, self.names())
 
+    def note_same_samples(self, groups: Sequence[Group]) -> None:
+        """Note of each group whose files name no samples that these are assumed to be the same."""
+        for group in groups:
+            if len(group.rows) > 1 and group.common["samples"] is None:
+                first, others = self.names()[group.rows[0].path], len(group.rows) - 1
+                self.progress.note(
+                    f"{first} and {others} other{'s' if others > 1 else ''}: assumed the same "
+                    "samples in the same order, since they hold no ids"
+                )
+
     def choose_layer(
         self, features: Sequence[FeatureFile] = (), *, takes_several: bool = False
     ) -> str:
         """The layer to compare of the scanned checkpoints and these feature files.
 
-        For auto, the projector if every file has one, else the backbone. With `takes_several`, it
-        may be several with commas, which are embedded; the last named orders.
-        Raises SettingsError if the settings name several layers that cannot be used.
+        For auto, the projector if every file has one, else the backbone, else the only layer that
+        all have. With `takes_several`, it may be several with commas, which are embedded; the last
+        named orders.
+        Raises SettingsError if the settings name several layers that cannot be used, or auto leaves
+        several.
         """
         layer = self.settings.layer
         if "," in layer and not takes_several:
@@ -160,6 +172,16 @@ class Session:
         without = sum("projector" not in layers for layers in files)
         if without == 0:
             return "projector"
+        shared = sorted(set.intersection(*map(set, files)))
+        if len(shared) == 1:
+            (only,) = shared
+            if only != "backbone":
+                return only
+        elif shared and "backbone" not in shared:
+            raise SettingsError(
+                f"the files hold the layers {', '.join(shared)}; name one with --layer",
+                code="several-layers",
+            )
         of = f"{without} of {len(files)} files" if without < len(files) else "the files"
         self.progress.note(f"{of} hold no projector, so the backbone of all is compared")
         return "backbone"
@@ -466,6 +488,7 @@ class _Job:
                 code="incomplete-group",
             )
         groups = comparable_groups(rows, by, level, complete=not waiting)
+        session.note_same_samples(groups)
         best = groups[0].rows[0]
         if all(row.value is None for group in groups for row in group.rows):
             raise InputError(

@@ -8,10 +8,14 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from lidar_cli.checkpoints.inspect import BranchSummary, FormatRow, Inspection
 from lidar_cli.errors import printable
 from lidar_cli.settings import USUAL_IMAGE_SIZE
+
+if TYPE_CHECKING:  # loads torch, which checkpoints do not need
+    from lidar_cli.features.inspect import FeatureInspection, LayerSummary
 
 LABEL_WIDTH = 14
 CONTAINERS = (
@@ -25,12 +29,12 @@ SIZE_IS_OPEN = (
 )
 
 
-def to_json(records: Sequence[Inspection] | Sequence[FormatRow]) -> str:
+def to_json(records: Sequence[Inspection | FeatureInspection] | Sequence[FormatRow]) -> str:
     """A JSON array with one object per file or format."""
     return json.dumps([dataclasses.asdict(record) for record in records], indent=2)
 
 
-def to_text(inspections: Sequence[Inspection]) -> str:
+def to_text(inspections: Sequence[Inspection | FeatureInspection]) -> str:
     """A block of lines per file."""
     return "\n\n".join("\n".join(map(printable, _lines(each))) for each in inspections)
 
@@ -46,12 +50,54 @@ def table(rows: Sequence[FormatRow]) -> str:
     )
 
 
-def _lines(inspection: Inspection) -> Iterator[str]:
+def _lines(inspection: Inspection | FeatureInspection) -> Iterator[str]:
     yield inspection.file
+    if isinstance(inspection, Inspection):
+        facts = _checkpoint_facts(inspection)
+    else:
+        facts = _feature_facts(inspection)
+    # Lines are wrapped for a terminal only, so that a pipe can be searched line by line.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    for label, text in facts.items():
+        yield from textwrap.wrap(
+            text,
+            width,
+            initial_indent=f"  {label:{LABEL_WIDTH}}",
+            subsequent_indent=" " * (2 + LABEL_WIDTH),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+
+def _feature_facts(inspection: FeatureInspection) -> dict[str, str]:
+    record = inspection.provenance
+    views = record.get("views") or {}
+    size = record.get("image_size")
+    assumed = record.get("assumed") or {}
+    return {
+        "format": "feature file: complete, every number is finite",
+        **{f"layer {layer.name}": _layer(layer) for layer in inspection.layers},
+        "samples": f"{'with' if inspection.ids else 'no'} ids, "
+        f"{'with' if inspection.labels else 'no'} labels",
+        "checkpoint": str(record.get("checkpoint") or ""),
+        "data": str(record.get("data") or ""),
+        "views": " ".join([*([views["name"]] if views else []), *([f"{size} px"] if size else [])]),
+        "assumed": "; ".join(assumed),
+        **{f"no {what}": cost for what, cost in inspection.missing.items()},
+    }
+
+
+def _layer(layer: LayerSummary) -> str:
+    parts = [f"views [{layer.n}, {layer.q}, {layer.d}]"] if layer.q else []
+    parts += [f"clean [{layer.n_clean}, {layer.d}]"] if layer.n_clean else []
+    return f"{', '.join(parts)}; {layer.storage}; checksums {layer.checksums}"
+
+
+def _checkpoint_facts(inspection: Inspection) -> dict[str, str]:
     size = inspection.image_size
     assumed = [value.text(key) for key, value in inspection.assumed.items()]
     stats = f"{inspection.pixel_stats}{inspection.stats_source and f' ({inspection.stats_source})'}"
-    facts = {
+    return {
         "format": f"{inspection.format}: {inspection.why}",
         "architecture": inspection.architecture,
         "image size": f"{size} px" if size else SIZE_IS_OPEN,
@@ -66,17 +112,6 @@ def _lines(inspection: Inspection) -> Iterator[str]:
         "stand-ins": ", ".join(inspection.stand_ins),
         "extract would": inspection.extract,
     }
-    # Lines are wrapped for a terminal only, so that a pipe can be searched line by line.
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    for label, text in facts.items():
-        yield from textwrap.wrap(
-            text,
-            width,
-            initial_indent=f"  {label:{LABEL_WIDTH}}",
-            subsequent_indent=" " * (2 + LABEL_WIDTH),
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
 
 
 def _branch(branch: BranchSummary) -> str:

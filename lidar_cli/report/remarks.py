@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from lidar_cli.ranking.order import Group, Row, noise_warnings
 from lidar_cli.ranking.session import Ranking
@@ -30,7 +30,6 @@ def facts(group: Group, ranking: Ranking) -> list[str]:
     """What the values of a group depend on, each in a few words, for the line below the answer."""
     common, ties = group.common, count_ties(group)
     copies = sum(len(row.aliases) for row in group.rows)
-    recipe = common["views"]["name"] if common["views"] else "unknown"
     differ = differing(ranking.groups)
     return [
         counted(len(group.rows), "checkpoint"),
@@ -38,10 +37,10 @@ def facts(group: Group, ranking: Ranking) -> list[str]:
         *([f"{copies} cop{'ies' if copies > 1 else 'y'} left out"] if copies else []),
         str(common["layer"]),
         *(f"{name} = {common[name]}" for name in "nqd"),
-        f"{recipe} views {common['image size']} px",
+        *_views(common, "{} views"),
         *([f"delta = {common['delta']:g}"] if common["delta"] != MetricSettings.delta else []),
         *(f"{name} {common[name]}" for name in SHOWN_IF_DIFFERENT if name in differ),
-        f"data {', '.join(dict.fromkeys(str(row.score.data) for row in group.rows))}",
+        f"data {_data(group)}",
         *([f"+- {100 * ranking.level:g} %"] if has_intervals(group) else []),
     ]
 
@@ -60,22 +59,32 @@ def heading(group: Group, ranking: Ranking) -> str:
 def constants(group: Group, ranking: Ranking) -> list[str]:
     """What the values of a group depend on, each in a few words."""
     common = group.common
-    data = ", ".join(dict.fromkeys(str(row.score.data) for row in group.rows))
-    recipe = common["views"]["name"] if common["views"] else "?"
     return [
         f"layer {common['layer']}",
         f"n = {common['n']}",
         f"q = {common['q']}",
         f"d = {common['d']}",
-        f"views {recipe} {common['image size']} px",
+        *_views(common, "views {}"),
         f"delta = {common['delta']:g}",
         *(
             f"{name} {common[name]}"
             for name in SHOWN_IF_DIFFERENT
             if name in differing(ranking.groups)
         ),
-        f"data: {data}",
+        f"data: {_data(group)}",
     ]
+
+
+def _views(common: Mapping[str, Any], words: str) -> list[str]:
+    """The recipe and size of views, as far as files record them."""
+    recipe, size = common["views"], common["image size"]
+    parts = [words.format(recipe["name"])] if recipe else []
+    return [" ".join([*parts, *([f"{size} px"] if size else [])])] if recipe or size else []
+
+
+def _data(group: Group) -> str:
+    """The data of the rows, each once, or that no file records them."""
+    return ", ".join(dict.fromkeys(row.score.data or "not recorded" for row in group.rows))
 
 
 # Remarks
