@@ -26,6 +26,7 @@ EXIT_STATUSES = {
     2: "wrong usage",
     3: "input refused, output not writable, or nothing to rank",
     4: "ranked, but some checkpoints failed",
+    5: "alarm: a metric fell from its peak",
     130: "interrupted",
     143: "terminated",
 }
@@ -123,6 +124,10 @@ class DegenerateFeatures(LidarError):
     """The embeddings do not determine the requested number."""
 
     code = "degenerate-features"
+
+
+class LidarWarning(UserWarning):
+    """What the command line would print on stderr: a caution, an assumption, a file left out."""
 
 
 # Errors that one file can cause; the program continues with the other files.

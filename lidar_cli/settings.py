@@ -320,7 +320,39 @@ class MetricSettings:
 
 
 @dataclass(frozen=True)
-class ScoreSettings(MetricSettings, DeviceSettings):
+class ArraySettings:
+    """How arrays of other programs are read as embeddings."""
+
+    dataset: str | None = setting(
+        None, "Name of the array, in a file that has several.", panel="Data"
+    )
+    views_per_sample: Count | None = setting(
+        None, "q, for a 2-D array whose rows are the views of sample 0, then 1, ...", panel="Data"
+    )
+    axes: Literal["auto", "nqd", "qnd"] = setting(
+        "auto",
+        "Order of the axes of a 3-D array: samples, views, width, or views first [auto: nqd, and "
+        "refused if it looks like qnd].",
+        panel="Data",
+    )
+    group_by: Literal["ids"] | None = setting(
+        None,
+        "For a 2-D array: the rows of an id are the views of one sample, 2 or more, as many as it "
+        "has.",
+        panel="Data",
+        value="ids",
+    )
+    ids: Path | None = setting(
+        None,
+        "Names of the samples of arrays, with --group-by of the rows: one a line, a CSV file with "
+        "a column id, or a .npy file [default: the array 'ids' in the same file].",
+        panel="Data",
+        value="FILE",
+    )
+
+
+@dataclass(frozen=True)
+class ScoreSettings(ArraySettings, MetricSettings, DeviceSettings):
     """`lidar score`."""
 
     metrics: str = setting(
@@ -331,12 +363,6 @@ class ScoreSettings(MetricSettings, DeviceSettings):
     )
     layer: str = setting(
         "auto", "Layers to read [auto: all in the file].", panel="Data", value="LAYER"
-    )
-    dataset: str | None = setting(
-        None, "Name of the array, in a file that has several.", panel="Data"
-    )
-    views_per_sample: Count | None = setting(
-        None, "q, for a 2-D array whose rows are the views of sample 0, then 1, ...", panel="Data"
     )
     confidence: Level | None = setting(
         None,
@@ -382,6 +408,13 @@ class FollowSettings:
         panel="While training",
         value="FOLDER",
     )
+    alarm: Positive | None = setting(
+        None,
+        "End --watch with status 5 at a checkpoint that is below the best one so far of its run by "
+        "more than this share of it, such as 0.2, or has no value any more.",
+        panel="While training",
+        value="SHARE",
+    )
 
 
 @dataclass(frozen=True)
@@ -402,7 +435,7 @@ class ClaimSettings:
 
 
 @dataclass(frozen=True)
-class OrderSettings(EmbedSettings, MetricSettings):
+class OrderSettings(EmbedSettings, ArraySettings, MetricSettings):
     """What orders checkpoints, and what counts as a difference."""
 
     by: str = setting(
@@ -489,7 +522,8 @@ class RankSettings(OrderSettings, FollowSettings, ClaimSettings):
     )
     oracle: str | None = setting(
         None,
-        "Compare with accuracies: a CSV file with columns path and accuracy, or 'probe'.",
+        "Compare with accuracies: a CSV file with columns path and accuracy, or what W&B or MLflow "
+        "exports, or 'probe'.",
         panel="Metrics",
         value="FILE",
     )
@@ -507,8 +541,8 @@ class RankSettings(OrderSettings, FollowSettings, ClaimSettings):
     )
     params: Path | None = setting(
         None,
-        "CSV file with a column path and one per hyperparameter, for --oracle [default: those "
-        "stored in the checkpoints].",
+        "CSV file with a column path and one per hyperparameter, or what W&B or MLflow exports, "
+        "for --oracle [default: those stored in the checkpoints].",
         panel="Metrics",
     )
 

@@ -73,6 +73,28 @@ def test_score_csv_is_alone_on_stdout(views: Path) -> None:
     assert rows[0]["alpha_req"] == ""
 
 
+def test_score_markdown_has_the_numbers_of_the_csv(views: Path) -> None:
+    markdown = lidar("score", views, views, "--markdown", cwd=views.parent).stdout
+    table, *remarks = markdown.rstrip().split("\n\n")
+    header, _, *body = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.split("\n")
+    ]
+    rows = list(
+        csv.DictReader(io.StringIO(lidar("score", views, views, "--csv", cwd=views.parent).stdout))
+    )
+    for cells, row in zip(body, rows, strict=True):
+        shown = dict(zip(header, cells, strict=True))
+        assert shown["file"] == f"{views}:views"
+        assert [shown[name] for name in "nqd"] == [row["n_samples"], row["n_views"], row["dim"]]
+        assert float(shown["lidar"]) == pytest.approx(float(row["lidar"]), rel=1e-3)
+        assert float(shown["rankme"]) == pytest.approx(float(row["rankme"]), rel=1e-3)
+        assert (shown["alpha_req"], row["alpha_req"]) == ("-", "")
+    assert any("no alpha_req" in remark for remark in remarks)
+    both = lidar("score", views, "--markdown", "--json", cwd=views.parent)
+    assert both.returncode == 2
+    assert "--json and --markdown exclude each other" in both.stderr
+
+
 @pytest.mark.parametrize("command", ["score", "probe"])
 def test_output_for_programs_is_whole_if_no_file_can_be_used(command: str, tmp_path: Path) -> None:
     done = lidar(command, "absent.h5", "--json", cwd=tmp_path)
@@ -112,7 +134,7 @@ def test_one_bad_file_does_not_hide_the_others(views: Path) -> None:
         (["score", "views.npy", "--views-per-sample", "7"], 3, "leave the option out"),
         (["score", "views.npy", "--dataset", "x"], 3, "no array 'x'"),
         (["score", "."], 3, "is a directory; score takes files"),
-        (["rank", "."], 3, "no checkpoint in it"),
+        (["rank", ".", "--exclude", "*"], 3, "no checkpoint in it"),
         (["rank", "absent"], 3, "no such file or folder"),
         (["rank", ".", "--by", "lida"], 2, "did you mean lidar?"),
         (["rank", ".", "--quiet", "--json"], 2, "exclude each other"),

@@ -247,6 +247,26 @@ def test_sentence_and_table(here: Path, lidar: Shell) -> None:
     assert float(row_of_csv["ci_low"]) == found["ci_low"]
 
 
+def test_markdown_has_the_sentence_and_every_difference(here: Path, lidar: Shell) -> None:
+    for name, spread, draw in (("a", 0.6, 3), ("b", 0.8, 4)):
+        embedded(here / f"{name}.h5", spread, n=240, draw=draw)
+    found = metrics(lidar("compare", "a.h5", "b.h5", "--json"))
+    said, table, *_ = lidar("compare", "a.h5", "b.h5", "--markdown").stdout.split("\n\n")
+    assert said == lidar("compare", "a.h5", "b.h5").stdout.split("\n")[0]
+    header, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()
+    ]
+    assert header == ["metric", "a", "b", "difference", "95 %", ""]
+    assert [row[0] for row in rows] == list(found)
+    for name, *values, gap, ends, tied in rows:
+        one = found[name]
+        assert (tied == "tied") is bool(one["tied"])
+        if one["difference"] is not None and name != "noise_fraction":
+            assert float(gap) == pytest.approx(one["difference"], rel=0.01, abs=1e-3)
+            assert float(values[0]) == pytest.approx(one["values"][0], rel=0.01)
+        assert (ends == "-") is (one["ci_low"] is None)
+
+
 def test_missing_intervals_and_values_have_reasons(here: Path, lidar: Shell) -> None:
     embedded(here / "a.h5", 0.6, n=8)
     embedded(here / "b.h5", 0.9, n=8, draw=4)

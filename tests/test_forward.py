@@ -24,7 +24,9 @@ from lidar_cli.extraction.engine import (
     USABLE_SHARE,
     at_size_that_fits,
     forward_precision,
+    pack,
     samples_that_fit,
+    unpack,
 )
 from lidar_cli.extraction.plan import identity
 from lidar_cli.extraction.run import extract_checkpoint
@@ -194,6 +196,18 @@ def test_a_compiled_backbone_embeds_alike(tmp_path: Path, monkeypatch: pytest.Mo
     assert not np.array_equal(*actual), "no other kernels ran"
     assert np.abs(actual[1] - actual[0]).max() < 1e-5 * np.abs(actual[0]).max()
     assert identity(provenance) == identity({**provenance, "compiled": False})
+
+
+def test_images_of_several_sizes_are_packed_for_one_copy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(3, 5, 3), (1, 1, 3), (4, 2, 3)]
+    images = [torch.randint(256, size, dtype=torch.uint8, generator=generator) for size in sizes]
+    images.append(images[0].transpose(0, 1))  # not contiguous
+    packed = pack(images)
+    assert packed.shape == (45 + 3 + 24 + 45,)
+    for image, copy in zip(images, unpack(packed, [one.shape for one in images]), strict=True):
+        assert torch.equal(image, copy)
+        assert copy.untyped_storage().data_ptr() == packed.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize("theirs", ["tf32", "ieee"])

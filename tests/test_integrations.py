@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import sys
+import warnings
 from pathlib import Path
 
 import numpy
@@ -254,7 +255,7 @@ def test_every_metric_of_a_spectrum_is_that_of_score(tmp_path):
 # Lightning
 
 
-def trained(tmp_path, scales, *callbacks):
+def trained(tmp_path, scales, *callbacks, alarm=None, resume=None):
     """A Trainer after one epoch a scale: embeddings are all data times it, NaN as they are.
 
     The Trainer stops when a callback stops it. Its checkpoints are named by epoch and value.
@@ -279,6 +280,7 @@ def trained(tmp_path, scales, *callbacks):
     logged = LogMetrics(
         MetricCollection([LiDAR(n_views=4, dim=12, delta=1.0)]),
         lambda module, batch: scales[module.current_epoch] * batch,
+        alarm,
     )
     trainer = lightning.Trainer(
         max_epochs=len(scales), accelerator="cpu", logger=False, num_sanity_val_steps=0,
@@ -286,7 +288,8 @@ def trained(tmp_path, scales, *callbacks):
         callbacks=[logged, *callbacks],
     )  # fmt: skip
     data = torch.utils.data.DataLoader(cloud(), batch_size=60)
-    trainer.fit(Scaled(), data, torch.utils.data.DataLoader(cloud(), batch_size=16))
+    validation = torch.utils.data.DataLoader(cloud(), batch_size=16)
+    trainer.fit(Scaled(), data, validation, ckpt_path=resume)
     return trainer
 
 
@@ -335,3 +338,127 @@ def test_early_stopping_ends_at_nan_unless_it_does_not_check(tmp_path, check_fin
     )
     trainer = trained(tmp_path, [1.0, 0.0, 0.5, 1.0], stopping)
     assert trainer.current_epoch == epochs
+
+
+def falls(scales, alarm):
+    """What is logged after each scale, by the definition: the best value so far, and the fall."""
+    expected, best = [], -math.inf
+    for scale in scales:
+        value = lidar(scale * cloud(), delta=1.0) if scale else math.nan
+        best = max(best, value) if scale else best
+        share = (best - value) / abs(best)
+        over = float(not scale or share > alarm)
+        expected.append({"LiDAR": value, "LiDAR_drawdown": share, "LiDAR_alarm": over})
+    return [pytest.approx(each, rel=1e-6, nan_ok=True) for each in expected]
+
+
+FALLING = [0.5, 1.0, 0.9, 0.3, 0.0]  # up, down a little, far down, collapsed
+ALARM = 0.005  # between the falls at 0.9 and 0.3, which are 0.0001 and 0.007
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_fall_from_the_best_epoch_is_logged_also_after_a_restart(tmp_path):
+    lightning = pytest.importorskip("lightning")
+
+    class Logged(lightning.Callback):
+        def __init__(self):
+            self.epochs = []
+
+        def on_validation_end(self, trainer, module):
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self.epochs.append(metrics)
+
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    saved, first, second = callbacks.ModelCheckpoint(tmp_path, "last"), Logged(), Logged()
+    trained(tmp_path, FALLING[:2], saved, first, alarm=ALARM)
+    with pytest.warns(UserWarning, match="alarm: LiDAR") as warned:
+        trained(tmp_path, FALLING, second, alarm=ALARM, resume=tmp_path / "last.ckpt")
+    assert [*first.epochs, *second.epochs] == falls(FALLING, ALARM)
+    alarms = [str(one.message) for one in warned if "alarm: " in str(one.message)]
+    assert len(alarms) == 2  # of the last two epochs
+    assert "no value" in alarms[1]
+
+
+# Hugging Face's Trainer
+
+
+class Scaled(torch.nn.Module):
+    """Embeddings are the batch times the next of some scales, one for each evaluation."""
+
+    def __init__(self, scales):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.scales = iter(scales)
+
+    def forward(self, x):
+        return {"loss": self.weight**2}
+
+
+def evaluated(model, loader):
+    """An `embed` of all batches of the loader by one scale, and the callback of it."""
+    from lidar_cli.integrations import LogMetricsCallback
+
+    batches = len(loader)
+    seen = [0, 1.0]
+
+    def embed(model, batch):
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        seen[1] = seen[1] if seen[0] % batches else next(model.scales)
+        seen[0] += 1
+        return seen[1] * batch["x"]
+
+    metrics = MetricCollection([LiDAR(n_views=4, dim=12, delta=1.0)])
+    return LogMetricsCallback(metrics, embed, alarm=ALARM)
+
+
+def unprefixed(record):
+    """The entries of our metric, without the prefix of the evaluation."""
+    return {name.removeprefix("eval_"): v for name, v in record.items() if "LiDAR" in name}
+
+
+def test_each_evaluation_of_hugging_face_is_logged_and_returned():
+    trainer = pytest.importorskip("transformers.trainer_callback")
+    loader = [{"x": batch} for batch in cloud().split(16)]
+    returned = []
+    state, control = trainer.TrainerState(), trainer.TrainerControl()
+    for scales in (FALLING[:2], FALLING[2:]):  # a training, and the same one resumed
+        model = Scaled(scales).train()
+        handler = trainer.CallbackHandler([evaluated(model, loader)], model, None, None, None)
+        handler.eval_dataloader = loader
+        handler.on_train_begin(None, state, control)
+        for scale in scales:
+            state.global_step += 10
+            metrics = {"eval_loss": 1.0, "eval_runtime": 0.1}
+            with warnings.catch_warnings(record=True, action="always") as warned:
+                handler.on_evaluate(None, state, control, metrics)
+            texts = [str(one.message) for one in warned]
+            returned.append(unprefixed(metrics))
+            assert any("alarm: eval_LiDAR" in text for text in texts) is (scale < 0.5)
+            assert model.training
+    expected = falls(FALLING, ALARM)
+    assert returned == expected
+    assert [unprefixed(record) for record in state.log_history] == expected
+    assert [record["step"] for record in state.log_history] == [10, 20, 30, 40, 50]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trainer_selects_its_best_model_by_it(tmp_path):
+    pytest.importorskip("accelerate")
+    transformers = pytest.importorskip("transformers")
+    data = [{"x": sample} for sample in cloud()]
+    settings = transformers.TrainingArguments(
+        tmp_path, num_train_epochs=3, eval_strategy="epoch", save_strategy="best", use_cpu=True,
+        metric_for_best_model="LiDAR", greater_is_better=True, report_to=[], disable_tqdm=True,
+        per_device_train_batch_size=60, per_device_eval_batch_size=16,
+    )  # fmt: skip
+    model = Scaled(FALLING[1:4])
+    trainer = transformers.Trainer(model, settings, train_dataset=data, eval_dataset=data)
+    callback = evaluated(model, range(4))
+    trainer.add_callback(callback)
+    callback.log = trainer.log
+    trainer.train()
+    logged = [unprefixed(record) for record in trainer.state.log_history]
+    assert [record for record in logged if record] == falls(FALLING[1:4], ALARM)
+    assert trainer.state.best_metric == pytest.approx(lidar(cloud(), delta=1.0))
+    assert trainer.state.best_global_step == 1

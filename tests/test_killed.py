@@ -185,15 +185,15 @@ def rank_killed(runs: Runs, kills: int, seed: int, *more: str) -> None:
 
 
 def test_extract_killed_at_random_moments(runs: Runs) -> None:
-    extract_killed(runs, 10, seed=0)
+    extract_killed(runs, 4, seed=0)
 
 
 def test_rank_killed_at_random_moments(runs: Runs) -> None:
-    rank_killed(runs, 6, seed=1)
+    rank_killed(runs, 3, seed=1)
 
 
 def test_rank_without_a_store_killed_at_random_moments(runs: Runs) -> None:
-    rank_killed(runs, 4, 2, "--no-store")
+    rank_killed(runs, 2, 2, "--no-store")
 
 
 @pytest.mark.nightly

@@ -67,6 +67,18 @@ def written(path: Path, text: str | bytes) -> Path:
         "Name,State,val/top-1\na.pt,finished,0.5\nb.pt,crashed,0.25\n",
         "run,checkpoint,acc@1 (%)\nx,a.pt,0.5\ny,b.pt,0.25\n",
         "val_acc,Run,Accuracy\n1,a.pt,0.5\n1,b.pt,0.25\n",
+        '"Name","State","Notes","User","Tags","Created","Runtime","Sweep","lr","val/acc"\n'
+        '"a.pt","finished","-","me","","2026-01-02T03:04:05.000Z","61","","0.1","0.5"\n'
+        '"b.pt","crashed","-","me","","2026-01-02T03:04:05.000Z","7","","0.2","0.25"\n',
+        '"Step","a.pt - _step","a.pt - val/acc","a.pt - val/acc__MIN","a.pt - val/acc__MAX",'
+        '"b.pt - val/acc"\n"0","0","0.1","0.1","0.1","0.25"\n"9","9","0.5","0.4","0.6",""\n',
+        "Start Time,Duration,Run ID,Name,Source Type,Source Name,User,Status,lr,acc\n"
+        "2026-01-02 03:04:05,61ms,0f,a.pt,LOCAL,train.py,me,FINISHED,0.1,0.5\n"
+        "2026-01-02 03:04:05,61ms,1f,b.pt,LOCAL,train.py,me,FINISHED,0.1,0.25\n",
+        ",run_id,experiment_id,status,artifact_uri,metrics.accuracy,params.lr,tags.mlflow.runName\n"
+        "0,0f,1,FINISHED,file:///mlruns/1/0f/artifacts,0.5,0.1,a.pt\n"
+        "1,1f,1,FINISHED,file:///mlruns/1/1f/artifacts,0.25,0.2,b.pt\n",
+        "checkpoint,metric,value\na.pt,loss,3\na.pt,accuracy,0.5\nb.pt,accuracy,0.25\n",
     ],
 )
 def test_tables_as_people_write_them(tmp_path: Path, text: str) -> None:
@@ -85,6 +97,9 @@ def test_tables_as_people_write_them(tmp_path: Path, text: str) -> None:
         ("path,loss\na,1", "no column 'accuracy' (or acc, top1); its header is path, loss"),
         ("path,val_acc,test_acc\na,1,2", "val_acc and test_acc could each be the accuracy"),
         ("path,accuracy,accuracy\na,1,2", "two columns of its header have the same name"),
+        ("Step,a - val/acc,a - test/acc\n0,1,2", "val/acc and test/acc could each be the accuracy"),
+        ("run,metric,value\na,acc,1\na,acc,1", "a has two lines of 'acc'; expected one"),
+        ("model,metric,value\na,acc,1", "no column 'path'"),
         ("path,accuracy\na,1\nb", "line 3 that is not empty has 1 cells; expected 2"),
         ("path,accuracy\na,1,2", "line 2 that is not empty has 3 cells; expected 2"),
         (b"path,accuracy\n\xff\xfe,1", "not a CSV file in UTF-8"),
@@ -607,6 +622,35 @@ def test_probes_need_labels(tmp_path: Path, rank: Shell) -> None:
     done = rank(runs, "--oracle", "probe", "--data", flat)
     assert done.returncode == 3
     assert "has no labels; name data with classes" in done.stderr
+
+
+def test_an_export_of_runs_names_its_columns(tmp_path: Path, rank: Shell) -> None:
+    runs = sweep(tmp_path / "runs")
+    rows = [(f"bold-owl-{k}", str(k), 0.5 + k / 10, 0.1 * (k // 2), k % 2) for k in range(4)]
+    export = "Name,ID,State,Created,_step,lr,wd,val/acc,val/loss\n" + "".join(
+        f"{name},{key},finished,2026-01-02,{9 - 2 * at},{lr},{wd},{acc},{acc}\n"
+        for at, (name, key, acc, lr, wd) in enumerate(rows)
+    )
+    table = written(tmp_path / "wandb.csv", export + "calm-elk-9,5,crashed,2026-01-02,0,0,0,,\n")
+    shown = rank(runs, "--oracle", table, "--params", table)
+    by = "checkpoints by 'ID'"  # no checkpoint is in a folder with the Name of its run
+    assert f"({by}, accuracy 'val/acc', read as shares of 1)" in shown.stdout
+    assert f"--params {table}: {by}; hyperparameters: lr, wd\n" in shown.stderr
+    assert "(lr 4 in 2 sets, wd 4 in 2 sets)" in shown.stdout
+    (best,) = (line for line in shown.stdout.splitlines() if line.startswith("(best)"))
+    assert best.split() == ["(best)", "80.0", "runs/3", "75.0", "70.0"]
+    assert "no accuracy: runs/5" in shown.stdout  # its run has crashed before it had one
+    assert "not matched" not in shown.stdout
+
+
+def test_hyperparameters_of_mlflow_are_its_params(tmp_path: Path) -> None:
+    text = ",run_id,metrics.acc,metrics.n,params.lr,params.net,tags.team\n0,a,0.5,3,0.1,vit,x\n"
+    table = read_table(written(tmp_path / "t.csv", text), ("path",))
+    assert from_table({"a": table.rows[0]}, table) == {"a": {"lr": 0.1, "net": "vit"}}
+    text = "Start Time,Duration,Run ID,Name,Source Type,Source Name,User,Status,lr,val_acc\n"
+    text += "now,1s,a,b,LOCAL,train.py,me,FINISHED,0.1,0.5\n"
+    table = read_table(written(tmp_path / "t.csv", text), ("path",))
+    assert from_table({"b": table.rows[0]}, table) == {"b": {"lr": 0.1}}
 
 
 def test_names_are_shown_as_they_are(tmp_path: Path, rank: Shell) -> None:

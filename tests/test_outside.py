@@ -21,6 +21,7 @@ from make import environment
 from raising import raises
 
 from lidar_cli.errors import FeatureFileError, InputError
+from lidar_cli.features.arrays import AS_IT_IS, ArrayForm
 from lidar_cli.features.reader import read_hdf5, read_labels, read_provenance
 from lidar_cli.features.schema import partial_path
 from lidar_cli.features.writer import FeatureWriter
@@ -102,17 +103,17 @@ OUTSIDE: dict[str, Callable[[h5py.File, Path], None]] = {
 }
 
 
-def everything(path: Path, **more: Any) -> None:
-    for embeddings in read_hdf5(path, **more):
+def everything(path: Path, form: ArrayForm = AS_IT_IS) -> None:
+    for embeddings in read_hdf5(path, form=form):
         list(embeddings.chunks(10**6))
 
 
 def refusal(path: Path) -> str:
     """What every reader says; it is one line, and the same."""
     told = []
-    for more in ({}, {"dataset": CLEAN_ROWS}):
+    for form in (AS_IT_IS, ArrayForm(CLEAN_ROWS)):
         with pytest.raises((FeatureFileError, InputError)) as caught:
-            everything(path, **more)
+            everything(path, form)
         told.append(str(caught.value))
         assert told[-1].isprintable()
         assert len(told[-1]) < 1000
@@ -303,7 +304,7 @@ def test_groups_in_groups_without_end(tmp_path: Path) -> None:
         group["rows"] = np.ones((3, 2))
     with pytest.raises(FeatureFileError, match="groups in one another; name the array"):
         read_hdf5(tmp_path / "deep.h5")
-    (found,) = read_hdf5(tmp_path / "deep.h5", dataset="a/" * 100 + "rows")
+    (found,) = read_hdf5(tmp_path / "deep.h5", form=ArrayForm("a/" * 100 + "rows"))
     assert found.shape == (3, 0, 2)
     with h5py.File(tmp_path / "circle.h5", "w") as file:
         file["a/b/rows"] = np.ones((3, 2))

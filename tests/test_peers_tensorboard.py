@@ -32,7 +32,7 @@ def test_a_run_a_folder_and_a_point_a_metric(tmp_path: Path) -> None:
         f"lidar/{name}"
         for name in METRICS
         if any(metrics[name] is not None for metrics in report.values())
-    }
+    } | {"lidar/drawdown"}
     for event in events.Scalars("lidar/lidar"):
         assert event.value == pytest.approx(report.pop(event.step)["lidar"], rel=1e-6)
     assert report == {}

@@ -112,8 +112,8 @@ def test_the_file_in_the_directory_is_read_unless_one_is_named() -> None:
         ("rank = 3", "rank must be a table, as in [rank]"),
         (
             "xyzzy = 1",
-            "unknown key 'xyzzy'; known: activation, arch, assume, bad_samples, bands, "
-            "baseline, batch_size, branch, by, cache",
+            "unknown key 'xyzzy'; known: activation, alarm, arch, assume, axes, bad_samples, "
+            "bands, baseline, batch_size, branch, by, cache",
         ),
     ],
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 from command import Command
-from make import checkpoint, environment, image_folder, lidar, state_dict
+from make import checkpoint, environment, image_folder, lidar, lidar_here, state_dict
 from watch_runs import SIZE, N, Q, words
 
+from lidar_cli.core.drawdown import drawdown
+from lidar_cli.core.metrics import METRICS
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.ranking.watch import CompletedFiles, ScoredCheckpoint, follow
@@ -273,3 +277,76 @@ def test_tensorboard_missing_is_one_line(
         "error: --tensorboard needs the package tensorboard, which is not installed; "
         "install it with: pip install 'lidar-cli[tensorboard]'\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "peaks", "shares"),
+    [
+        ("lidar", [2.0, 4.0, 3.0, 5.0], [2, 4, 4, 5], [0, 0, 0.25, 0]),
+        ("alignment", [2.0, 1.0, 1.5], [2, 1, 1], [0, 0, 0.5]),  # lower is better
+        ("alpha_req", [1.5, 0.8, 1.4], [1.5, 0.8, 0.8], [0, 0, (0.4 - 0.2) / 0.8]),  # nearest 1
+        ("lidar", [-4.0, -5.0], [-4, -4], [0, 0.25]),
+        ("lidar", [0.0, -1.0, 0.0], [0, 0, 0], [0, None, 0]),
+        ("lidar", [None, 2.0, math.nan, 1.0], [None, 2, 2, 2], [None, 0, None, 0.5]),
+    ],
+)
+def test_the_fall_is_from_the_best_value_so_far(
+    name: str, values: list[float | None], peaks: list[float], shares: list[float]
+) -> None:
+    falls = []
+    earlier: list[float] = []
+    for value in values:
+        falls.append(drawdown(value, earlier, METRICS[name].sort_key))
+        earlier += [value] if value is not None and not math.isnan(value) else []
+    assert [fall.peak for fall in falls] == peaks
+    assert [fall.share for fall in falls] == pytest.approx(shares)
+    lost = [peak is not None and share is None for peak, share in zip(peaks, shares, strict=True)]
+    lost = [one and value != -1.0 for one, value in zip(lost, values, strict=True)]  # peak of 0
+    assert [fall.is_lost for fall in falls] == lost
+    assert not any(fall.exceeds(1.0) for fall in falls if not fall.is_lost)
+    assert all(fall.exceeds(1.0) for fall in falls if fall.is_lost)
+
+
+def test_a_run_that_falls_ends_with_status_5(
+    tmp_path: Path,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    log, run = tmp_path / "log.jsonl", tmp_path / "runs" / "one"
+
+    def watch(*more: object) -> subprocess.CompletedProcess[str]:
+        command = words(run.parent, images, "--interval", 0.01, "--watch-for", 0, "--jsonl", log)
+        return lidar_here(*command, *more, monkeypatch=monkeypatch, capfd=capfd)
+
+    for step, seed in ((900, 1), (1000, 2)):  # 1000 comes before 900 in a folder
+        checkpoint(run / f"step={step}.pt", seed)
+    checkpoint(tmp_path / "runs" / "two" / "step=2000.pt", 3)
+    assert watch().returncode == 0
+    value = {(Path(line["path"]).parent.name, line["step"]): line["value"] for line in lines(log)}
+    falls = {line["step"]: (line["peak"], line["drawdown"]) for line in lines(log)}
+    peak = max(value["one", 900], value["one", 1000])
+    assert falls == {
+        900: (value["one", 900], 0),
+        1000: (peak, pytest.approx((peak - value["one", 1000]) / peak)),
+        2000: (value["two", 2000], 0),  # of another run
+    }
+    # After a restart, and after the best file is gone, the peak is that of the log.
+    for path in run.glob("*.pt"):
+        path.unlink()
+    weaker = next(seed for seed, at in ((1, 900), (2, 1000)) if value["one", at] < peak)
+    weights = state_dict(weaker)
+    torch.save({"epoch": 4, "state_dict": weights}, run / "step=1100.pt")
+    fall = 1 - min(value["one", 900], value["one", 1000]) / peak
+    done = watch("--alarm", 0.5 * fall)
+    assert done.returncode == 5
+    assert lines(log)[-1]["drawdown"] == pytest.approx(fall)
+    assert done.stderr.splitlines()[-1].startswith(f"ALARM: {lines(log)[-1]['name']}: lidar ")
+    # A collapse has no value, which is more than any fall.
+    dead = {key: 0 * tensor for key, tensor in weights.items()}
+    torch.save({"epoch": 5, "state_dict": dead}, run / "step=1200.pt")
+    done = watch("--alarm", 100)
+    assert done.returncode == 5
+    assert "has no lidar, the best of its run so far is" in done.stderr.splitlines()[-1]
+    assert (lines(log)[-1]["peak"], lines(log)[-1]["drawdown"]) == (peak, None)
+    assert watch("--alarm", 100).returncode == 0  # it is recorded: the next start goes on

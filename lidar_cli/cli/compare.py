@@ -9,13 +9,12 @@ from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.checks import check_order
-from lidar_cli.cli.options import Csv, Json, one_of, with_settings
+from lidar_cli.api.checks import check_order
+from lidar_cli.cli.options import Csv, Json, Markdown, form_of, with_settings, write_form
 from lidar_cli.cli.toy_data import note_toy_data
 from lidar_cli.errors import SettingsError
 from lidar_cli.ranking.paths import check_two
 from lidar_cli.runtime.device import read_rank_info
-from lidar_cli.runtime.streams import write_results
 from lidar_cli.settings import CompareSettings
 
 
@@ -27,6 +26,7 @@ def compare(
     ],
     json: Json = False,
     csv: Csv = False,
+    markdown: Markdown = False,
     *,
     settings: CompareSettings,
 ) -> None:
@@ -36,7 +36,7 @@ def compare(
     lidar compare a.pt b.pt --data photos/ -n 500  images of your own
     lidar compare a.h5 b.h5 --by rankme            two feature files
     """
-    one_of(json=json, csv=csv)
+    form = form_of(json=json, csv=csv, markdown=markdown)
     check_two(paths)
     check_order(settings, "compare")
     if read_rank_info().ranks > 1:
@@ -49,10 +49,15 @@ def compare(
         comparison = compare_files(paths, settings, terminal)
     report.check_comparable(comparison)
     comparison = replace(comparison, command=tuple(sys.argv[1:]))
-    if json or csv:
-        write_results((report.to_json if json else report.to_csv)(comparison))
-    else:
-        report.print_comparison(comparison)
+    write_form(
+        form,
+        {
+            "json": lambda: report.to_json(comparison),
+            "csv": lambda: report.to_csv(comparison),
+            "markdown": lambda: report.to_markdown(comparison),
+        },
+        lambda: report.print_comparison(comparison),
+    )
     if comparison.scores is not None:
         note_toy_data(
             str(comparison.scores[0].data),

@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lidar_cli import configuration
-from lidar_cli.cli.checks import check_folder
+from lidar_cli.api.checks import check_folder
 from lidar_cli.cli.completion import values_of
 from lidar_cli.configuration import CONFIG_NAME, S
 from lidar_cli.errors import SettingsError, printable
@@ -35,6 +35,7 @@ ShowConfig = Annotated[
 ]
 Json = Annotated[bool, option("--json", "Print JSON on stdout, and nothing else.")]
 Csv = Annotated[bool, option("--csv", "Print CSV on stdout, and nothing else.")]
+Markdown = Annotated[bool, option("--markdown", "Print a Markdown table.")]
 Verbose = Annotated[bool, option("--verbose", "Print every caution and remark, not two.")]
 Report = Annotated[
     Path | None, option("--report", "Also write a self-contained HTML page.", "Most used", "FILE")
@@ -148,6 +149,22 @@ def one_of(**flags: object) -> None:
     if len(given) > 1:
         message = f"{' and '.join(given)} exclude each other; give one"
         raise SettingsError(message, code="exclusive-options")
+
+
+def form_of(**flags: bool) -> str:
+    """The format whose flag is given, empty for the table. Raises SettingsError for several."""
+    one_of(**flags)
+    return next((name for name, given in flags.items() if given), "")
+
+
+def write_form(
+    form: str, forms: Mapping[str, Callable[[], str | bytes]], table: Callable[[], None]
+) -> None:
+    """Write a result to stdout in one of its formats, or print its table. form: of `form_of`."""
+    if form:
+        write_results(forms[form]())
+    else:
+        table()
 
 
 def check_report(path: Path | None, overwrite: bool) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.checks import check_embeddings, usable_embeddings
-from lidar_cli.cli.options import Csv, Json, one_of, option, with_settings
+from lidar_cli.api.checks import check_embeddings, usable_embeddings
+from lidar_cli.cli.options import Csv, Json, form_of, option, with_settings, write_form
 from lidar_cli.configuration import parse_rates
 from lidar_cli.errors import SettingsError
 from lidar_cli.runtime.device import check_device_name
@@ -40,7 +40,7 @@ def probe(
     lidar probe --train train.h5 --test val.h5     a split of your own
     lidar probe turned.h5 --pretext rotation       no labels: the turn of an image
     """
-    one_of(json=json, csv=csv)
+    form = form_of(json=json, csv=csv)
     parse_rates(settings.learning_rates)
     if bool(files) == bool(train) or (
         len(test or []) not in ((0,) if files else (len(train or []),))
@@ -72,9 +72,10 @@ def probe(
         )
         for failure in probes.failed:
             terminal.note(f"error: {failure.train}: {failure.reason}")
-    if json or csv:
-        write_results((report.to_json if json else report.to_csv)(probes))
-    else:
-        report.print_table(probes)
+    write_form(
+        form,
+        {"json": lambda: report.to_json(probes), "csv": lambda: report.to_csv(probes)},
+        lambda: report.print_table(probes),
+    )
     if probes.failed or status:
         raise typer.Exit(3)

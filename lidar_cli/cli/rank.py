@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lidar_cli.cli.checks import check_rank, parse_columns
+from lidar_cli.api.checks import check_rank, parse_columns
 from lidar_cli.cli.options import (
     Csv,
     Json,
+    Markdown,
     Overwrite,
     Report,
     Verbose,
     check_report,
+    form_of,
     one_of,
     option,
     with_settings,
+    write_form,
 )
 from lidar_cli.cli.toy_data import note_toy_data
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError
 from lidar_cli.ranking.paths import Selection, select
 from lidar_cli.runtime.device import read_rank_info
-from lidar_cli.runtime.streams import write_remark, write_results
+from lidar_cli.runtime.streams import write_remark
 from lidar_cli.settings import RankSettings
 
 if TYPE_CHECKING:
@@ -46,7 +50,7 @@ def rank(
     ],
     json: Json = False,
     csv: Csv = False,
-    markdown: Annotated[bool, option("--markdown", "Print a Markdown table.")] = False,
+    markdown: Markdown = False,
     quiet: Annotated[bool, option("--quiet", "Print paths alone, best first, one a line.")] = False,
     columns: Annotated[
         str | None,
@@ -71,7 +75,7 @@ def rank(
     lidar rank runs/ --report ranking.html         the same as a page with charts
     best=$(lidar rank runs/ --top 1 --quiet)       for scripts
     """
-    one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
+    form = form_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     one_of(columns=columns, all=everything)
     one_of(columns=columns, watch=settings.watch, race=settings.race)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
@@ -82,16 +86,14 @@ def rank(
     check_rank(paths, settings)
     check_report(page, overwrite)
     if settings.dry_run:
-        _dry_run(selection, settings, json)
+        _dry_run(selection, settings, form)
         return
     if settings.watch:
         _watch(selection, settings)
         return
     if settings.race:
-        _race(selection, settings, json, quiet)
+        _race(selection, settings, form)
         return
-    formats = {"json": json, "csv": csv, "markdown": markdown, "quiet": quiet}
-    form = next((name for name, given in formats.items() if given), "")
     _rank(selection, settings, form, shown, page, overwrite)
 
 
@@ -155,17 +157,16 @@ def _print(ranking: Ranking, oracle: Oracle | None, form: str, view: View) -> No
     if view.top is not None and form != "json":  # --top is of checkpoints
         top = replace(top, baseline=())
     whole = top if view.per_run else ranking
-    if form == "json":
-        write_results(report.to_json(whole, oracle, None if view.per_run else view.top))
-    elif form == "csv":
-        write_results(runs_report.to_csv(top) if view.per_run else report.to_csv(top, oracle))
-    elif form == "markdown":
-        text = runs_report.to_markdown(top) if view.per_run else report.to_markdown(top, oracle)
-        write_results(text)
-    elif form == "quiet":
-        write_results(source.to_paths(top))
-    else:
-        report.print_tables(whole, oracle, view)
+    forms: dict[str, Callable[[], str | bytes]] = {
+        "json": lambda: report.to_json_of(ranking, oracle, view),
+        "csv": lambda: report.to_csv(top, oracle),
+        "markdown": lambda: report.to_markdown(top, oracle),
+        "quiet": lambda: source.to_paths(top),
+    }
+    if view.per_run:
+        forms["csv"] = lambda: runs_report.to_csv(top)
+        forms["markdown"] = lambda: runs_report.to_markdown(top)
+    write_form(form, forms, lambda: report.print_tables(whole, oracle, view))
 
 
 def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
@@ -186,7 +187,7 @@ def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
         one_of(race=True, csv=csv, markdown=markdown, no_store=not settings.store)
         one_of(race=True, per_run=settings.per_run, baseline=settings.baseline)
     if not settings.watch:
-        for name in ("watch_for", "jsonl", "tensorboard"):
+        for name in ("watch_for", "jsonl", "tensorboard", "alarm"):
             if getattr(settings, name) is not None:
                 raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
     if settings.labels_per_class is not None and settings.oracle != "probe":
@@ -201,36 +202,35 @@ def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
         )
 
 
-def _dry_run(selection: Selection, settings: RankSettings, json: bool) -> None:
+def _dry_run(selection: Selection, settings: RankSettings, form: str) -> None:
     from lidar_cli.ranking.dry_run import dry_run
     from lidar_cli.report import dry_run as report
     from lidar_cli.report.progress import Terminal
 
     with Terminal() as terminal:
         run = dry_run(selection, settings, terminal)
-    if json:
-        write_results(report.to_json(run))
-    else:
-        report.print_dry_run(run)
+    write_form(form, {"json": lambda: report.to_json(run)}, lambda: report.print_dry_run(run))
 
 
-def _race(selection: Selection, settings: RankSettings, json: bool, quiet: bool) -> None:
+def _race(selection: Selection, settings: RankSettings, form: str) -> None:
     from lidar_cli.ranking.race import race_directory
     from lidar_cli.report import race as report
     from lidar_cli.report.progress import Terminal
 
     if read_rank_info().ranks > 1:
         raise SettingsError("--race is run by one process; start it without torchrun")
-    with Terminal(quiet=quiet) as terminal:
+    with Terminal(quiet=form == "quiet") as terminal:
         race = race_directory(selection, settings, terminal)
-        if json or quiet:
+        if form:
             terminal.note(report.result_text(race))
-    if json:
-        write_results(report.to_json(race, settings.top))
-    elif quiet:
-        write_results(report.to_paths(race, settings.top))
-    else:
-        report.print_race(race, settings.top)
+    write_form(
+        form,
+        {
+            "json": lambda: report.to_json(race, settings.top),
+            "quiet": lambda: report.to_paths(race, settings.top),
+        },
+        lambda: report.print_race(race, settings.top),
+    )
     note_toy_data(race.data, list(race.names))
     if race.failed:
         raise typer.Exit(4)
@@ -239,16 +239,22 @@ def _race(selection: Selection, settings: RankSettings, json: bool, quiet: bool)
 def _watch(selection: Selection, settings: RankSettings) -> None:
     from lidar_cli.ranking.watch import ScoredCheckpoint, follow
     from lidar_cli.report.progress import Terminal
-    from lidar_cli.report.watch_log import WatchLog
+    from lidar_cli.report.watch_log import WatchLog, alarm_text
 
-    failed = False
+    failed, alarm = False, None
     log = WatchLog(selection.directory, settings.jsonl, settings.tensorboard)
     with Terminal() as terminal:
         for scored in follow(selection, settings, terminal, log.recorded):
             if isinstance(scored, ScoredCheckpoint):
-                log.add(scored)
+                fall = log.add(scored)
+                if settings.alarm is not None and fall.exceeds(settings.alarm):
+                    alarm = alarm_text(scored, fall)
+                    break
             else:
                 failed = True
                 write_remark(f"failed: {scored.path}: {scored.reason}")
+    if alarm is not None:
+        write_remark(alarm)
+        raise typer.Exit(5)
     if failed:
         raise typer.Exit(4)

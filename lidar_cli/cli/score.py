@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lidar_cli.cli.checks import check_score, usable_embeddings
+from lidar_cli.api.checks import check_score, usable_embeddings
 from lidar_cli.cli.options import (
     Csv,
     Json,
+    Markdown,
     Overwrite,
     Report,
     Verbose,
     check_report,
-    one_of,
+    form_of,
     option,
     with_settings,
+    write_form,
 )
 from lidar_cli.errors import LidarError, NoProcess, ProcessGroupBroken, SettingsError
 from lidar_cli.runtime.device import RankInfo, read_rank_info
@@ -35,6 +37,7 @@ def score(
     ],
     json: Json = False,
     csv: Csv = False,
+    markdown: Markdown = False,
     plot: Annotated[
         Path | None, option("--plot", "Draw the spectra to a .png or .svg file.", value="FILE")
     ] = None,
@@ -50,7 +53,7 @@ def score(
     lidar score ckpt.h5 --confidence 0.95          with intervals
     lidar score rows.npy --views-per-sample 10     rows of your own, 10 views each
     """
-    one_of(json=json, csv=csv)
+    form = form_of(json=json, csv=csv, markdown=markdown)
     check_score(settings, plot)
     check_report(page, overwrite)
     rank_info, status = read_rank_info(), 0
@@ -72,13 +75,17 @@ def score(
     from lidar_cli.core.metrics import parse_metrics
     from lidar_cli.report import scores as report
 
+    names = parse_metrics(settings.metrics)
     try:
-        if json:
-            write_results(report.to_json(scores))
-        elif csv:
-            write_results(report.to_csv(scores))
-        elif scores:
-            report.print_table(scores, parse_metrics(settings.metrics), verbose)
+        write_form(
+            form,
+            {
+                "json": lambda: report.to_json(scores),
+                "csv": lambda: report.to_csv(scores),
+                "markdown": lambda: report.to_markdown(scores, names),
+            },
+            lambda: report.print_table(scores, names, verbose) if scores else None,
+        )
     finally:  # plot and page are written even if stdout cannot be
         if plot is not None and scores:
             from lidar_cli.report.plot import plot_spectra

@@ -1,4 +1,13 @@
-"""Reads CSV files about checkpoints and matches their lines with checkpoints."""
+"""Reads CSV files about checkpoints and matches their lines with checkpoints.
+
+Besides a line per checkpoint or run, with any headings of HEADINGS and ACCURACY, these are read:
+
+    runs of W&B        Name, State, Created, ..., lr, val/acc
+    charts of W&B      Step, RUN - val/acc, RUN - val/acc__MIN, RUN - val/acc__MAX: the last value
+    runs of MLflow     run_id, artifact_uri, metrics.accuracy, params.lr, tags.mlflow.runName
+                       Start Time, Duration, Run ID, Name, Source Type, ..., lr, accuracy
+    long tables        checkpoint, metric, value
+"""
 
 from __future__ import annotations
 
@@ -7,9 +16,10 @@ import difflib
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import Literal
 
 from lidar_cli.errors import InputError, first_line
 from lidar_cli.runtime.files import read_named
@@ -17,24 +27,59 @@ from lidar_cli.runtime.files import read_named
 DELIMITERS = ",;\t"
 # Control characters: no path or name needs them, and a terminal would act on them.
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-# Other headings of a column, in lower case and without punctuation; the first in a header counts.
-HEADINGS = {"path": ("path", "checkpoint", "ckpt", "file", "filename", "name", "run", "runname")}
+# Other headings of a column, in lower case and without punctuation; the first in a header counts,
+# or of a path the first whose texts name a checkpoint.
+HEADINGS = {
+    "path": (
+        *("path", "checkpoint", "ckpt", "file", "filename", "name", "run", "runname"),
+        *("tagsmlflowrunname", "runid", "id"),
+    )
+}
 # Of two of these headings none counts: they may be of different sets of images.
 ACCURACY = re.compile(
-    r"(val|valid|validation|test|eval|probe|linear|linearprobe|knn)?"
+    r"(metrics?)?(val|valid|validation|test|eval|probe|linear|linearprobe|knn)?"
     r"(acc|accuracy|top1|acc1|top1acc|top1accuracy|acctop1|accuracytop1)"
 )
+LONG = ("metric", "value")  # headings of a table with a line per checkpoint and metric
+BETWEEN = " - "  # run and metric in the headings of a chart that W&B exports
+SPREAD = ("__MIN", "__MAX")  # further columns of each
+EMPTY = ("", "nan")  # cells without a value, in lower case
 CANDIDATES = 5  # checkpoints that a message about an ambiguous name lists
+Layout = Literal["", "W&B", "W&B chart", "MLflow", "long"]
 LONGEST_NAME = 300  # characters of a mistyped name that are compared with others
 
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file with a header."""
+    """A CSV file with a header, as a line per checkpoint or run.
+
+    rows: heading -> text, without spaces around it; `path` and `accuracy`, if needed, -> the text
+    under the first of their `headings`. layout: of an export or a long table, in which cells may be
+    empty.
+    """
 
     path: Path
     columns: tuple[str, ...]
-    rows: tuple[dict[str, str], ...]  # column -> text, without spaces around it
+    rows: tuple[dict[str, str], ...]
+    headings: Mapping[str, tuple[str, ...]]
+    layout: Layout = ""
+
+    def by_heading(self) -> Iterator[Table]:
+        """This table with the `path` of each heading that may name checkpoints."""
+        for heading in self.headings["path"]:
+            rows = tuple(row | {"path": row[heading]} for row in self.rows)
+            yield replace(self, rows=rows, headings={**self.headings, "path": (heading,)})
+
+    def origin(self) -> str:
+        """Which columns are used and how, in words; empty if they have the usual headings."""
+        parts = [
+            f"{what} {headings[0]!r}"
+            for what, name in (("checkpoints by", "path"), ("accuracy", "accuracy"))
+            if (headings := self.headings.get(name)) and headings[0].lower() != name
+        ]
+        if self.layout == "W&B chart":
+            parts.append("the last value of each run")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -48,8 +93,9 @@ class Unmatched:
 def read_table(path: Path, needed: Sequence[str]) -> Table:
     """The content of a CSV file whose header has the `needed` columns, in upper or lower case.
 
-    `path` and `accuracy` may have other headings, such as `run` and `top1`. The delimiter is
-    whichever of comma, semicolon and tab is most frequent in the header. The file may be a pipe.
+    `path` and `accuracy` may have other headings, such as `run` and `top1`, and the table another
+    layout, as an export. The delimiter is whichever of comma, semicolon and tab is most frequent in
+    the header. The file may be a pipe.
     Raises InputError if it cannot be read, lacks a column, or has a line with more or fewer cells
     than the header.
     """
@@ -70,17 +116,84 @@ def read_table(path: Path, needed: Sequence[str]) -> Table:
         if any(map(CONTROLS.search, line)):
             raise InputError(f"{path}: line {number} that is not empty has a control character")
     columns = tuple(lines[0] if lines else ())
-    for name in needed:
-        columns = _with_heading(columns, name, path)
-    if len(set(columns)) < len(columns):
-        raise InputError(f"{path}: two columns of its header have the same name")
     for number, line in enumerate(lines[1:], 2):
         if len(line) != len(columns):
             raise InputError(
                 f"{path}: line {number} that is not empty has {len(line)} cells; "
                 f"expected {len(columns)}, as in the header"
             )
-    return Table(path, columns, tuple(dict(zip(columns, line, strict=True)) for line in lines[1:]))
+    layout = _layout(columns) if "path" in needed else ""
+    rows = lines[1:]
+    if layout == "W&B chart":
+        columns, rows = _last_values(columns, rows)
+    elif layout == "long":
+        columns, rows = _line_per_checkpoint(columns, rows, path)
+    headings = {name: _headings(columns, name, path) for name in needed}
+    if len(set(columns)) < len(columns):
+        raise InputError(f"{path}: two columns of its header have the same name")
+    cells = (dict(zip(columns, row, strict=True)) for row in rows)
+    return Table(
+        path,
+        columns,
+        tuple(row | {name: row[each[0]] for name, each in headings.items()} for row in cells),
+        headings,
+        layout,
+    )
+
+
+def _layout(columns: Sequence[str]) -> Layout:
+    """What the headings show that a file is."""
+    plain = set(map(_plain, columns))
+    if len(columns) > 1 and all(BETWEEN in column for column in columns[1:]):
+        return "" if plain & set(HEADINGS["path"]) else "W&B chart"
+    if len(columns) == 3 and plain.issuperset(LONG):
+        return "long"
+    if plain.issuperset(("name", "state")):
+        return "W&B"
+    return "MLflow" if "runid" in plain else ""
+
+
+def _last_values(
+    columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Headings and a line per run of a chart, with the last value of each metric."""
+    values: dict[str, dict[str, str]] = {}
+    for at, heading in enumerate(columns[1:], 1):
+        run, _, metric = heading.rpartition(BETWEEN)
+        if not metric.endswith(SPREAD) and not metric.startswith("_"):
+            filled = [row[at] for row in rows if row[at].lower() not in EMPTY]
+            values.setdefault(run, {})[metric] = filled[-1] if filled else ""
+    return _wide("run", values)
+
+
+def _line_per_checkpoint(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], path: Path
+) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Headings and a line per checkpoint of a long table.
+
+    Raises InputError if a metric of a checkpoint has two lines.
+    """
+    plain = list(map(_plain, columns))
+    metric, value = map(plain.index, LONG)
+    (name,) = {0, 1, 2} - {metric, value}
+    values: dict[str, dict[str, str]] = {}
+    for row in rows:
+        of_checkpoint = values.setdefault(row[name], {})
+        if row[metric] in of_checkpoint:
+            raise InputError(
+                f"{path}: {row[name][:100]} has two lines of {row[metric][:100]!r}; expected one"
+            )
+        of_checkpoint[row[metric]] = row[value]
+    return _wide(columns[name], values)
+
+
+def _wide(
+    name: str, values: Mapping[str, Mapping[str, str]]
+) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Headings, the first one `name`, and a line per key. values: key -> metric -> text."""
+    metrics = list(dict.fromkeys(metric for each in values.values() for metric in each))
+    lines = [[key, *(each.get(metric, "") for metric in metrics)] for key, each in values.items()]
+    return (name, *metrics), lines
 
 
 def is_accuracy(heading: str) -> bool:
@@ -92,30 +205,31 @@ def _plain(heading: str) -> str:
     return re.sub(r"[^a-z0-9]", "", heading.lower())
 
 
-def _with_heading(columns: tuple[str, ...], name: str, path: Path) -> tuple[str, ...]:
-    """The headings, with `name` in place of the one that means it.
+def _headings(columns: Sequence[str], name: str, path: Path) -> tuple[str, ...]:
+    """The headings that mean `name`, the first one first; several only for `path`.
 
     Raises InputError if none does, or two headings of accuracies could.
     """
     plain = [_plain(column) for column in columns]
     matches = [column for column in columns if column.lower() == name]
+    if len(matches) > 1:
+        raise InputError(f"{path}: two columns of its header have the same name")
     if not matches and name == "accuracy":
         matches = [column for column in columns if is_accuracy(column)]
         if len(matches) > 1:
             raise InputError(
-                f"{path}: {' and '.join(matches)[:200]} could each be the accuracy; give the one "
-                "to use the heading accuracy"
+                f"{path}: {' and '.join(matches)[:200]} could each be the accuracy; call the one "
+                "to use accuracy"
             )
-    if not matches:
-        others = [other for other in HEADINGS.get(name, ()) if other in plain]
-        matches = [columns[plain.index(other)] for other in others]
+    others = [columns[plain.index(one)] for one in HEADINGS.get(name, ()) if one in plain]
+    matches += [other for other in others if other not in matches]
     if not matches:
         also = {"path": " (or checkpoint, file, name, run)", "accuracy": " (or acc, top1)"}
         raise InputError(
             f"{path}: no column {name!r}{also.get(name, '')}; its header is "
             f"{', '.join(columns)[:200] or 'empty'}"
         )
-    return tuple(name if column == matches[0] else column for column in columns)
+    return tuple(matches)
 
 
 def match(

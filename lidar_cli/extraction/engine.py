@@ -21,6 +21,7 @@ from torch import Tensor
 from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.core.dense import MOST_IMAGES, DenseParts, TokenStructure
 from lidar_cli.data.dataset import Samples
+from lidar_cli.data.factory import Items
 from lidar_cli.errors import CheckpointError, DegenerateFeatures
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.extraction.view_cache import ViewCache
@@ -93,7 +94,8 @@ class EmbeddingModel:
                     f"expected ({len(images)}, {width}), one embedding an image",
                     code="layer-shape",
                 )
-            plain, clean[layer] = rows[layer].tensor_split([len(images) - batch.size])
+            n_clean = batch.size if layout.has_clean else 0
+            plain, clean[layer] = rows[layer].tensor_split([len(images) - n_clean])
             views[layer] = (
                 masked[layer] if masked else plain.reshape(-1, max(1, layout.n_views), width)
             )
@@ -237,6 +239,8 @@ def find_batch_size(model: EmbeddingModel) -> int:
     images = plan.layout.n_views + 1
     if masks is not None and plan.views.differ_by_masks:  # one forward for each length of masks
         images = max(map(len, group_by_length(masks)))
+    if plan.item_shape is not None:
+        size, images = math.ceil(math.sqrt(math.prod(plan.item_shape) / 3)), max(1, images - 1)
     most = math.floor(BATCH_PIXELS[device.type] / (size**2 * images))
     most = max(1, min(MOST_SAMPLES_A_BATCH, most, plan.layout.n_clean))
     if device.type != "cuda" or most == 1:
@@ -292,10 +296,13 @@ def _blank(model: EmbeddingModel) -> Batch:
     views, side = model.plan.views, model.plan.views.image_size
     images = 2 if views.differ_by_masks else views.n_views + 1
     masks = views.masks([0])
+    shape: tuple[int, ...] = (views.channels, side, side)
+    if model.plan.item_shape is not None:
+        images, shape = max(1, views.n_views), model.plan.item_shape
     return Batch(
         0,
         1,
-        torch.zeros(images, views.channels, side, side, device=model.device),
+        torch.zeros(images, *shape, device=model.device),
         None if masks is None else [mask.to(model.device) for mask in masks],
         1,
         record_event(model.device),
@@ -366,6 +373,9 @@ class ViewSource:
         Raises InputError if an image cannot be decoded, CheckpointError if a batch does not fit
         into main memory.
         """
+        if isinstance(self.samples, Items):
+            yield from self._own_batches(self.samples, size, starts)
+            return
         total = self.plan.layout.n_clean
         self._check_memory(size)
         stream = SideStream(self.device)
@@ -388,16 +398,32 @@ class ViewSource:
             for start in starts:
                 decode_next()
                 futures = decoding.pop(0)
+                images = [future.result() for future in futures.values()]
                 with stream.activate():
-                    decoded = {
-                        i: future.result().to(self.device, non_blocking=True)
-                        for i, future in futures.items()
-                    }
+                    decoded = dict(zip(futures, copy_images(images, self.device), strict=True))
                     batch = self._assemble(start, min(start + size, total), size, decoded)
                 yield batch
                 del batch  # before the next is assembled: one batch here, not two
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            stream.synchronize()
+
+    def _own_batches(self, items: Items, size: int, starts: Sequence[int]) -> Iterator[Batch]:
+        """As `batches`, of the user's samples: their own views, or the samples themselves."""
+        stream = SideStream(self.device)
+        blocks = items.batches(starts, size, self.workers or 0)
+        try:
+            for start, block in zip(starts, blocks, strict=True):
+                padding = block[-1:].expand(size - len(block), *block.shape[1:])
+                padded = torch.cat([block, padding])
+                if self.device.type == "cuda":
+                    padded = padded.pin_memory()
+                with stream.activate():
+                    inputs = padded.to(self.device, non_blocking=True)
+                    inputs = inputs.flatten(0, 1) if items.n_views else inputs
+                    stop = start + len(block)
+                    yield Batch(start, stop, inputs, None, size, record_event(self.device))
+        finally:
             stream.synchronize()
 
     def _check_memory(self, size: int) -> None:
@@ -415,8 +441,7 @@ class ViewSource:
             )
 
     def _decode(self, sample: int) -> Tensor:
-        image = self.samples.decode(sample, self.plan.views.channels)
-        return image.pin_memory() if self.device.type == "cuda" else image
+        return self.samples.decode(sample, self.plan.views.channels)
 
     def _assemble(self, start: int, stop: int, size: int, decoded: dict[int, Tensor]) -> Batch:
         """One batch. decoded: image by sample; the views of all other samples are in the cache."""
@@ -465,3 +490,28 @@ class ViewSource:
         assert self.cache is not None
         images = self.cache.images(sample)
         return images[:-1], images[-1]
+
+
+def copy_images(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Images [h, w, c] of any sizes on the device, by one copy of all from page-locked memory.
+
+    A copy from other memory would wait for the device, and one an image costs a call each.
+    """
+    if device.type == "cpu" or not images:
+        return list(images)
+    packed = pack(images, page_locked=device.type == "cuda").to(device, non_blocking=True)
+    return unpack(packed, [image.shape for image in images])
+
+
+def pack(images: Sequence[Tensor], page_locked: bool = False) -> Tensor:
+    """The numbers of all images, one image after the other [sum of h w c]."""
+    count = sum(image.numel() for image in images)
+    packed = torch.empty(count, dtype=images[0].dtype, pin_memory=page_locked)
+    torch.cat([image.reshape(-1) for image in images], out=packed)
+    return packed
+
+
+def unpack(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """The images that `pack` has put together; they share its memory."""
+    parts = torch.split(packed, [shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

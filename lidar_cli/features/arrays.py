@@ -23,17 +23,36 @@ import torch
 from torch import Tensor
 
 from lidar_cli.errors import BadRows, InputError, first_line, nearest, printable
-from lidar_cli.features.embeddings import Embeddings, StoredArray
+from lidar_cli.features.embeddings import Embeddings, StoredArray, with_equal_views, with_names
 from lidar_cli.features.schema import HARMLESS, MAX_RATIO
 from lidar_cli.runtime.files import open_regular
 from lidar_cli.runtime.sandbox import run_limited, validation
 
 LONG = 2**36  # bytes that take minutes to read; the user is warned
 PIECE = 2**20  # bytes unpacked at a time
+PROBED, FEWEST_PROBED = 64, 16  # indices of an axis whose rows are compared to recognise it
+PROBED_BYTES = 2**26
+CLEARLY_LESS = 0.9  # of two variances
 MAX_EXTENTS = 10_000  # of a sparse file; later ones are not examined
 MAX_DIMENSIONS, MAX_NUMBER = 64, 2**62
 SAVE_AGAIN = "copy or save it again"
 NPY, NPZ = (f"lidar_cli.features.numpy_headers:{name}" for name in ("npy", "npz"))
+
+
+@dataclass(frozen=True)
+class ArrayForm:
+    """How an array is read as embeddings.
+
+    dataset: its name, in a file that has several. views_per_sample: q, for rows (n*q, d). axes: of
+    three, `nqd`, `qnd`, or `auto`: nqd, and refused if its rows look like (q, n, d).
+    """
+
+    dataset: str | None = None
+    views_per_sample: int | None = None
+    axes: str = "auto"
+
+
+AS_IT_IS = ArrayForm()
 
 
 @dataclass(frozen=True)
@@ -56,11 +75,10 @@ class Header:
         return math.prod(self.shape) * (self.dtype.itemsize if self.dtype else 0)
 
 
-def read_npy(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings:
+def read_npy(path: Path, form: ArrayForm) -> Embeddings:
     """The embeddings in a `.npy` file.
 
-    dataset: name of the array, the stem of the file. views_per_sample: q, for (n*q, d).
-    Raises InputError if the array's shape or type is wrong.
+    Its name is the stem of the file. Raises InputError if the array's shape or type is wrong.
     """
     record = run_limited(NPY, path, str(path), error=InputError, advice=SAVE_AGAIN).value
     with validation(path, InputError, SAVE_AGAIN):
@@ -74,16 +92,35 @@ def read_npy(path: Path, dataset: str | None, views_per_sample: int | None) -> E
         raise InputError(
             f"{path}: numbers are {header.type_name}; expected float16, float32 or float64"
         )
+    _check_size(path, header)
+    stored = stored_at(path, header.offset, header.shape, header.dtype)
+    return select_embeddings(path, {path.stem: stored}, form)
+
+
+def _check_size(path: Path, header: Header) -> None:
     size, expected = path.stat().st_size, header.offset + header.nbytes
     if size < expected:
         raise InputError(
             f"{path}: truncated, {size:,} of {expected:,} bytes; copy or write the file again"
         )
-    stored = stored_at(path, header.offset, header.shape, header.dtype)
-    return select_embeddings(path, {path.stem: stored}, dataset, views_per_sample)
 
 
-def read_npz(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings | None:
+def read_npy_ids(path: Path) -> list[str]:
+    """Ids [N], integers or texts, in a `.npy` file. Raises InputError for other content."""
+    record = run_limited(NPY, path, str(path), error=InputError, advice=SAVE_AGAIN).value
+    with validation(path, InputError, SAVE_AGAIN):
+        header = _header(record | {"dtype": record["text"]})
+    if header.dtype is None or len(header.shape) != 1:
+        raise InputError(
+            f"{path}: ids are {header.type_name} of shape {_format_shape(header.shape)}; expected "
+            "one axis of integers, or of texts that are no Python objects"
+        )
+    _check_size(path, header)
+    count = header.shape[0]
+    return as_texts(read_rows(path, header.offset, header.shape, header.dtype, 0, count))
+
+
+def read_npz(path: Path, form: ArrayForm) -> Embeddings | None:
     """The embeddings in a `.npz` file; None if a zip file holds no arrays. Raises as `read_npy`."""
     members = run_limited(NPZ, path, str(path), error=InputError, advice=SAVE_AGAIN).value
     if not members:
@@ -96,9 +133,19 @@ def read_npz(path: Path, dataset: str | None, views_per_sample: int | None) -> E
         for name, array in arrays.items()
         if array.header.dtype is not None
     }
-    embeddings = select_embeddings(path, stored, dataset, views_per_sample)
+    embeddings = select_embeddings(path, stored, form)
     array = arrays[embeddings.layer]
     array.check(size)
+
+    def texts(name: str) -> list[str] | None:
+        if name not in arrays or arrays[name].header.dtype is not None:
+            return None
+        with validation(path, InputError, SAVE_AGAIN):
+            named = _ZippedArray(path, name, members[name] | {"dtype": members[name]["text"]})
+        named.check(size)
+        return as_texts(named.numbers)
+
+    embeddings = with_names(embeddings, texts)
     if array.size > 2**28:
         note = f"{path}: this format is read whole, {array.size / 2**20:,.0f} MB in memory"
         embeddings = replace(embeddings, note=note)
@@ -108,15 +155,14 @@ def read_npz(path: Path, dataset: str | None, views_per_sample: int | None) -> E
 def select_embeddings(
     path: Path,
     arrays: Mapping[str, StoredArray],
-    dataset: str | None,
-    views_per_sample: int | None,
+    form: ArrayForm,
 ) -> Embeddings:
-    """The embeddings in `dataset`, or in the only suitable array.
+    """The embeddings in `form.dataset`, or in the only suitable array.
 
     Raises as `choose_array` and `as_embeddings`.
     """
-    name = choose_array(path, {key: stored.shape for key, stored in arrays.items()}, dataset)
-    return as_embeddings(path, name, arrays[name], views_per_sample)
+    name = choose_array(path, {key: stored.shape for key, stored in arrays.items()}, form.dataset)
+    return as_embeddings(path, name, arrays[name], form)
 
 
 def choose_array(path: Path, shapes: Mapping[str, tuple[int, ...]], dataset: str | None) -> str:
@@ -144,16 +190,22 @@ def as_embeddings(
     path: Path,
     name: str,
     stored: StoredArray,
-    views_per_sample: int | None,
+    form: ArrayForm,
     note: str | None = None,
 ) -> Embeddings:
     """An array as views [n, q, d] or as rows [N, d].
 
-    Raises InputError if its axes are not two or three, or q does not divide its rows.
+    Raises InputError if its axes are not two or three, or in another order than `form` says, or q
+    does not divide its rows.
     """
-    shape, q = stored.shape, views_per_sample
+    shape, q = stored.shape, form.views_per_sample
     if len(shape) not in (2, 3) or 0 in shape:
         raise InputError(f"{path}: {name} is {_format_shape(shape)}; expected (n, q, d) or (N, d)")
+    if len(shape) == 3 and form.axes == "qnd":
+        stored = with_views_first(stored)
+        shape = stored.shape
+    elif len(shape) == 3 and form.axes == "auto":
+        check_axes(path, name, stored)
     if len(shape) == 3:
         if q is not None and q != shape[1]:
             raise InputError(
@@ -163,15 +215,51 @@ def as_embeddings(
         return Embeddings(str(path), name, stored, None, note=note)
     if q is None:
         return Embeddings(str(path), name, None, stored, clean_name="rows", note=note)
-    rows, d = shape
-    if rows % q:
-        raise InputError(f"{path}: {rows} rows are not a multiple of --views-per-sample {q}")
+    if shape[0] % q:
+        raise InputError(f"{path}: {shape[0]} rows are not a multiple of --views-per-sample {q}")
+    return Embeddings(str(path), name, with_equal_views(stored, q), None, note=note)
+
+
+def with_views_first(stored: StoredArray) -> StoredArray:
+    """An array (q, n, d) as (n, q, d); rows of a sample are read from q places."""
+    q, n, d = stored.shape
 
     def read(start: int, stop: int) -> Tensor:
-        return stored.read(start * q, stop * q).view(-1, q, d)
+        return torch.stack([_rows_of_first(stored, k, start, stop) for k in range(q)], dim=1)
 
-    views = StoredArray((rows // q, q, d), stored.item_size, read)
-    return Embeddings(str(path), name, views, None, note=note)
+    return StoredArray((n, q, d), stored.item_size, read)
+
+
+def check_axes(path: Path, name: str, stored: StoredArray) -> None:
+    """Raise InputError if an array that should be (n, q, d) looks like (q, n, d).
+
+    Rows of one sample differ less than rows of different samples. So if the first axis is the
+    shorter one, and rows with equal second index differ clearly less than rows with equal first
+    index, then the second index counts the samples. Of collapsed or noisy embeddings neither
+    differs clearly, and nothing is raised.
+    """
+    a, b, d = stored.shape
+    n_first = min(a, PROBED)
+    n_second = min(b, PROBED, PROBED_BYTES // max(1, n_first * d * stored.item_size))
+    if not 2 <= a < b or n_second < FEWEST_PROBED:
+        return
+    rows = torch.stack([_rows_of_first(stored, k, 0, n_second) for k in range(n_first)]).double()
+    along_first = float(rows.var(dim=0).sum(dim=-1).mean())  # differ by the first index alone
+    along_second = float(rows.var(dim=1).sum(dim=-1).mean())
+    if along_first < CLEARLY_LESS * along_second:
+        raise InputError(
+            f"{path}: {name} is {_format_shape(stored.shape)}, which looks like (q, n, d): rows "
+            f"with equal second index differ less (variance {along_first:.3g}, not "
+            f"{along_second:.3g}): pass --axes qnd; or --axes nqd if it is (n, q, d)",
+            code="views-first",
+        )
+
+
+def _rows_of_first(stored: StoredArray, k: int, start: int, stop: int) -> Tensor:
+    """Rows start .. stop - 1 of the second axis at index k of the first [stop - start, d]."""
+    if stored.rows is not None:
+        return stored.rows(k * stored.shape[1] + start, k * stored.shape[1] + stop)
+    return stored.read(k, k + 1)[0, start:stop]
 
 
 def stored_at(
@@ -187,10 +275,17 @@ def stored_at(
     """
 
     def read(start: int, stop: int) -> Tensor:
-        rows = torch.from_numpy(read_rows(path, offset, shape, dtype, start, stop))
-        return rows if as_type is None else rows.view(as_type)
+        return typed(read_rows(path, offset, shape, dtype, start, stop))
 
-    return StoredArray(shape, dtype.itemsize, read)
+    def rows(start: int, stop: int) -> Tensor:
+        count = math.prod(shape[:-1])
+        return typed(read_rows(path, offset, (count, *shape[-1:]), dtype, start, stop))
+
+    def typed(rows: np.ndarray) -> Tensor:
+        numbers = torch.from_numpy(rows)
+        return numbers if as_type is None else numbers.view(as_type)
+
+    return StoredArray(shape, dtype.itemsize, read, rows)
 
 
 def read_rows(
@@ -290,10 +385,11 @@ class _ZippedArray:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows start .. stop - 1. Raises InputError if the bytes are damaged."""
-        return self._array[start:stop]
+        return torch.from_numpy(self.numbers[start:stop])
 
     @cached_property
-    def _array(self) -> Tensor:
+    def numbers(self) -> np.ndarray:
+        """The whole array. Raises as `read`."""
         header = self.header
         assert header.dtype is not None
         content = np.empty(self.size, np.uint8)
@@ -310,8 +406,7 @@ class _ZippedArray:
             raise self._damaged("its bytes do not match their checksum")
         numbers = content[header.offset :].view(header.dtype)
         numbers = numbers.reshape(header.shape, order="F" if header.fortran else "C")
-        native = np.require(numbers, header.dtype.newbyteorder("="), ["C", "A", "W"])
-        return torch.from_numpy(native)
+        return np.require(numbers, header.dtype.newbyteorder("="), ["C", "A", "W"])
 
     def _pieces(self) -> Iterator[bytes]:
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS) if self._deflated else None
@@ -336,7 +431,7 @@ class _ZippedArray:
 def _header(record: dict[str, Any]) -> Header:
     """The header in a record of the child process. Raises an error that `validation` converts."""
     kind = record["dtype"]
-    if kind is not None and not re.fullmatch("[<>]f[248]", kind):
+    if kind is not None and not re.fullmatch(r"[<>]f[248]|[<>|][iuUS]\d{1,4}", kind):
         raise ValueError(kind)
     return Header(
         checked_sizes(record["shape"]),
@@ -354,6 +449,13 @@ def checked_sizes(values: Any) -> tuple[int, ...]:
     if not all(type(value) is int and 0 <= value < MAX_NUMBER for value in values):
         raise ValueError("size")
     return tuple(values)
+
+
+def as_texts(values: np.ndarray) -> list[str]:
+    """Texts, bytes or whole numbers [N] as texts."""
+    if values.dtype.kind == "S":
+        return [value.decode("utf-8", "replace") for value in values.tolist()]
+    return list(map(str, values.tolist()))
 
 
 def _format_shape(shape: tuple[int, ...]) -> str:

@@ -31,7 +31,7 @@ PARTS = {
     "clean": "f",
     "crc32": "u",
 }  # arrays of a layer -> allowed kinds of numpy types
-SAMPLES = {"done": "uib", "label": "iufb"}
+SAMPLES = {"done": "uib", "label": "iufb", "q": "iu"}
 MAX_TEXT = 2**12  # bytes of an id of fixed length
 MAX_CHUNK = 2**28  # bytes; HDF5 unpacks a chunk at once
 NO_MEMORY = "memory allocation failed"  # in messages of HDF5
@@ -99,9 +99,14 @@ def rows(source: BinaryIO, arguments: Record) -> memoryview:
 
 
 def texts(source: BinaryIO, arguments: Record) -> Record:
-    """Texts "start" to "stop" of the list "array", and its length."""
+    """Texts "start" to "stop" of the list "array", and its length; -1 if absent and "optional"."""
     with _opened(source, arguments) as file:
-        array = _member(file, arguments["array"])
+        try:
+            array = _member(file, arguments["array"])
+        except Absent:
+            if arguments.get("optional"):
+                return {"count": -1, "texts": []}
+            raise
         if not isinstance(array, h5py.Dataset) or array.shape is None or array.ndim != 1:
             raise ValueError("no list of texts, where the ids of samples should be")
         kind = h5py.check_string_dtype(array.dtype)

@@ -95,6 +95,7 @@ def _header(file: IO[bytes]) -> Record:
         "shape": shape,
         "fortran": fortran,
         "dtype": dtype.str if dtype.kind == "f" and dtype.itemsize <= 8 else None,
+        "text": dtype.str if dtype.kind in "iuUS" and 0 < dtype.itemsize < 10_000 else None,
         "type": str(dtype)[:60],
         "offset": len(start) + length.size + size,
     }

@@ -11,12 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lidar_cli.core.dense import DenseParts
 from lidar_cli.errors import FeatureFileError, Unresumable, shortened
-from lidar_cli.features.arrays import as_embeddings, choose_array
-from lidar_cli.features.embeddings import Chunk, Embeddings, Names, StoredArray
+from lidar_cli.features.arrays import AS_IT_IS, ArrayForm, as_embeddings, choose_array
+from lidar_cli.features.embeddings import (
+    Chunk,
+    Embeddings,
+    Names,
+    StoredArray,
+    check_counts,
+    with_equal_views,
+    with_names,
+)
 from lidar_cli.features.hdf5 import (
+    COUNTS,
     HDF5Contents,
     complete_provenance,
     has_format,
@@ -83,15 +93,15 @@ def read_names(path: Path) -> Names:
     with open_hdf5(path) as file:
         provenance_of(file)
         texts = file.texts("samples/id") if file.has_ids else list(map(str, range(file.count)))
+        named = file.has_ids
     labels = read_labels(path)
-    return Names(texts, labels.tolist() if labels is not None else None)
+    return Names(texts, labels.tolist() if labels is not None else None, named)
 
 
 def read_hdf5(
     path: Path,
     layers: str = "auto",
-    dataset: str | None = None,
-    views_per_sample: int | None = None,
+    form: ArrayForm = AS_IT_IS,
 ) -> list[Embeddings]:
     """The layers of a feature file, or one array of another HDF5 file.
 
@@ -100,12 +110,12 @@ def read_hdf5(
     HDF5 file has no array of the right shape.
     """
     with open_hdf5(path) as file:
-        if dataset is None and has_format(file, SHARD_FORMAT):
+        if form.dataset is None and has_format(file, SHARD_FORMAT):
             raise FeatureFileError(
                 f"{path}: a shard of a feature file; give the joined file, {joined_name(path)}"
             )
-        if dataset is not None or not has_format(file):
-            return [_other_hdf5(path, dataset, views_per_sample)]
+        if form.dataset is not None or not has_format(file):
+            return [_other_hdf5(path, form)]
         check_shards(file)
         provenance = complete_provenance(file)
         if not file.layers:
@@ -137,8 +147,11 @@ def read_first(path: Path, layer: str, n: int) -> Embeddings:
                 f"{path}: incomplete, {missing} of the first {n} samples missing"
             )
         all_samples = _layer(file, path, layer, provenance)
-    views, clean = _first_rows(all_samples.views, n), _first_rows(all_samples.clean, n)
-    return replace(all_samples, views=views, clean=clean)
+    counts = all_samples.counts
+    counts = None if counts is None else counts[:n]
+    views = _first_rows(all_samples.views, n if counts is None else int(counts.sum()))
+    clean = _first_rows(all_samples.clean, n)
+    return replace(all_samples, views=views, clean=clean, counts=counts)
 
 
 def _first_rows(stored: StoredArray | None, n: int) -> StoredArray | None:
@@ -152,12 +165,18 @@ def _layer(file: HDF5Contents, path: Path, name: str, provenance: dict[str, Any]
         for part in ("views", "clean")
         if f"{group}/{part}" in file.arrays
     }
-    _check_shapes(file, name, {part: array.shape for part, array in stored.items()})
+    counts = None
+    if file.is_unequal and "views" in stored:
+        counts = _counts(file, stored["views"].shape[0])
+    _check_shapes(file, name, {part: array.shape for part, array in stored.items()}, counts)
+    views = stored.get("views")
+    if views is not None and counts is not None and counts.min() == counts.max():
+        views, counts = with_equal_views(views, int(counts[0])), None
     checksums = file.read_all(f"{group}/crc32") if f"{group}/crc32" in file.arrays else None
 
     def verify(chunk: Chunk) -> None:
         assert checksums is not None
-        views = NO_VIEWS if chunk.views is None else chunk.views.numpy()
+        views = NO_VIEWS if chunk.views is None else chunk.by_sample()
         clean = np.empty((len(views), 0)) if chunk.clean is None else chunk.clean.numpy()
         computed = checksums_of(views, clean)
         bad = np.flatnonzero(computed != checksums[chunk.start : chunk.start + len(computed)])
@@ -171,8 +190,9 @@ def _layer(file: HDF5Contents, path: Path, name: str, provenance: dict[str, Any]
     return Embeddings(
         str(path),
         name,
-        stored.get("views"),
+        views,
         stored.get("clean"),
+        counts=counts,
         provenance=provenance,
         verify=None if checksums is None else verify,
         content=None if checksums is None else hashlib.sha256(checksums.tobytes()).hexdigest(),
@@ -181,9 +201,28 @@ def _layer(file: HDF5Contents, path: Path, name: str, provenance: dict[str, Any]
     )
 
 
-def _check_shapes(file: HDF5Contents, name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _counts(file: HDF5Contents, rows: int) -> torch.Tensor:
+    """The numbers of views of samples [n]. Raises ValueError if they are not those of the rows."""
+    counts = torch.from_numpy(file.read_all(COUNTS).astype(np.int64))
+    if not len(counts) or int(counts.min()) < 1 or int(counts.max()) > rows or counts.sum() != rows:
+        raise ValueError(
+            f"{COUNTS} has {len(counts)} numbers of the sum {int(counts.sum())}; expected as many "
+            f"positive ones as there are samples, of the sum {rows}, the rows of views"
+        )
+    check_counts(str(file.path), counts)
+    return counts
+
+
+def _check_shapes(
+    file: HDF5Contents,
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    counts: torch.Tensor | None,
+) -> None:
     """Raise ValueError if the arrays of a layer do not fit together, or there are none."""
     views, clean = shapes.get("views"), shapes.get("clean")
+    if views and counts is not None and len(views) == 2:
+        views = (len(counts), int(counts.min()), views[1])
     checksums = file.arrays.get(f"embeddings/{name}/crc32")
     count = None if checksums is None else file.array(checksums.name).shape
     good = bool(shapes) and not any(0 in shape for shape in shapes.values())
@@ -196,7 +235,8 @@ def _check_shapes(file: HDF5Contents, name: str, shapes: Mapping[str, tuple[int,
     if not good:
         raise ValueError(
             f"layer {name}: views {views}, clean {clean}, checksums {count}; expected views "
-            "[n, q, d], clean [N, d] with N >= n, or one of them, and N checksums or none"
+            "[n, q, d] (in version 2 [sum q, d]), clean [N, d] with N >= n, or one of them, and N "
+            "checksums or none"
         )
 
 
@@ -230,11 +270,19 @@ def check_shards(contents: HDF5Contents) -> None:
                 )
 
 
-def _other_hdf5(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings:
+def _other_hdf5(path: Path, form: ArrayForm) -> Embeddings:
+    dataset = form.dataset
     name, file = dataset, None if dataset is None else read_array(path, dataset)
     if name is None or file is None:
         name = choose_array(path, read_shapes(path), dataset)
         file = read_array(path, name)
     if file is None:
         raise FeatureFileError(f"{path}: changed while it was read; run it again", code="changed")
-    return as_embeddings(path, name.strip("/"), file.stored(name), views_per_sample)
+    embeddings = as_embeddings(path, name.strip("/"), file.stored(name), form)
+
+    def texts(kind: str) -> list[str] | None:
+        names = (kind, {"ids": "samples/id", "labels": "samples/label"}[kind])
+        values = (file.optional_texts(one) for one in names)
+        return next((some for some in values if some is not None), None)
+
+    return with_names(embeddings, texts)

@@ -27,6 +27,7 @@ from lidar_cli.errors import (
     shortened,
 )
 from lidar_cli.features.hdf5 import (
+    COUNTS,
     DAMAGE,
     HDF5Contents,
     open_hdf5,
@@ -36,6 +37,7 @@ from lidar_cli.features.hdf5 import (
 from lidar_cli.features.schema import (
     FORMAT,
     NO_VIEWS,
+    OWN_LAYER,
     SHARD_FORMAT,
     Layout,
     Share,
@@ -55,8 +57,8 @@ from lidar_cli.features.schema import (
 from lidar_cli.runtime.files import irregular_kind, is_hdf5, is_stream, rename_exclusively
 from lidar_cli.runtime.sandbox import stamp_of
 
+Samples = Tensor | list[Tensor]  # [b, ...], or b of unequal numbers of views
 Rows = Tensor | np.ndarray | Sequence[Any]  # embeddings of several samples
-OWN_LAYER = "embedding"  # the layer of a file for which no other name is given
 MAX_BYTES = 2**26  # of embeddings that `write_features` writes at a time
 NO_CLEAN = np.empty((1, 0), np.float32)
 
@@ -70,7 +72,8 @@ class FeatureWriter:
     Args:
         path: the file to write.
         n_samples: n.
-        n_views: q, the augmented views of each sample; 0 if there are only clean embeddings.
+        n_views: q, the augmented views of each sample, or if they are unequal q_i [n], each at
+            least 2; 0 if there are only clean embeddings.
         dim: d, or d of each layer by its name.
         clean: whether each sample has an un-augmented embedding too; by default only if q = 0.
         layer: the name of the layer, if `dim` is a number.
@@ -113,7 +116,7 @@ class FeatureWriter:
         *,
         n_samples: int,
         dim: int | Mapping[str, int],
-        n_views: int = 0,
+        n_views: int | Sequence[int] = 0,
         clean: bool | None = None,
         layer: str = OWN_LAYER,
         ids: Sequence[str] | None = None,
@@ -124,8 +127,9 @@ class FeatureWriter:
         overwrite: bool = False,
     ) -> None:
         widths = dim if isinstance(dim, Mapping) else {layer: dim}
-        has_clean = not n_views if clean is None else clean
-        layout = Layout(dict(widths), n_samples, n_views, n_samples, storage, has_clean)
+        q, counts = _view_counts(n_views, n_samples)
+        has_clean = not q if clean is None else clean
+        layout = Layout(dict(widths), n_samples, q, n_samples, storage, has_clean, counts)
         names = check_samples(layout, ids, labels)
         record = own_provenance(layout, ids, labels, provenance or {})
         opened = Path(path)
@@ -146,6 +150,9 @@ class FeatureWriter:
         self._index: dict[str, int] = {}  # of samples by id
         self._finishes = False  # whether the end of the `with` block finishes the file
         self.done = file["samples/done"][:].astype(bool)
+        self._first_rows: np.ndarray | None = None  # of samples, and the end of all [n + 1]
+        if COUNTS in file:
+            self._first_rows = np.concatenate([[0], np.cumsum(file[COUNTS][:])])
         self.span = share.span if share else range(len(self.done))
 
     @classmethod
@@ -225,7 +232,7 @@ class FeatureWriter:
                 f"{partial}: cannot be created: {why}", code="cannot-be-created"
             ) from error
         try:
-            write_metadata(file, layout.n_clean, ids, labels, bad, provenance, share)
+            write_metadata(file, layout.n_clean, ids, labels, bad, provenance, share, layout.counts)
             allocate(file, layout)
             reserve(file)
         except BaseException as error:
@@ -291,7 +298,8 @@ class FeatureWriter:
         Args:
             samples: their numbers, or ids [b].
             views: [c, q, d] of those that have views, or by layer: of all, except where `extract`
-                embeds further images without views.
+                embeds further images without views. Of unequal numbers b arrays [q_i, d], or their
+                rows [sum q_i, d].
             clean: [b, d], or by layer.
 
         Raises:
@@ -310,7 +318,7 @@ class FeatureWriter:
             self._write_block(some, of_views, of_clean)
 
     def _write_block(
-        self, samples: range, views: Mapping[str, Tensor], clean: Mapping[str, Tensor]
+        self, samples: range, views: Mapping[str, Samples], clean: Mapping[str, Samples]
     ) -> None:
         """Write contiguous samples. Raises as `write`."""
         first, last = samples.start - self.span.start, samples.stop - self.span.start
@@ -318,15 +326,20 @@ class FeatureWriter:
         try:
             for layer, group in self._file["embeddings"].items():
                 stored = {
-                    part: as_storage_type(of[layer], group[part].dtype.name, layer, samples.start)
-                    .cpu()
-                    .numpy()
+                    part: _as_stored(of[layer], group[part].dtype.name, layer, samples.start)
                     for part, of in (("views", views), ("clean", clean))
                     if layer in of
                 }
                 for part, rows in stored.items():
-                    group[part][first : first + len(rows)] = rows
-                sums = checksums_of(stored.get("views", NO_VIEWS), stored.get("clean", no_clean))
+                    if isinstance(rows, list):
+                        assert self._first_rows is not None
+                        begin, end = self._first_rows[first], self._first_rows[last]
+                        group[part][begin:end] = np.concatenate(rows)
+                    else:
+                        group[part][first : first + len(rows)] = rows
+                of_clean = stored.get("clean", no_clean)
+                assert isinstance(of_clean, np.ndarray)
+                sums = checksums_of(stored.get("views", NO_VIEWS), of_clean)
                 group["crc32"][first:last] = sums
             self._file.flush()
             self._file["samples/done"][first:last] = 1
@@ -355,13 +368,17 @@ class FeatureWriter:
 
     def _rows(
         self, part: str, rows: Rows | Mapping[str, Rows] | None, indices: Sequence[int]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Samples]:
         """Embeddings of samples by layer, as tensors. Raises SettingsError for another shape."""
         layers = self._file["embeddings"]
         given = rows if isinstance(rows, Mapping) else dict.fromkeys(layers, rows)
-        tensors = {}
+        tensors: dict[str, Samples] = {}
         for layer, group in layers.items():
             rows_of_layer = given.get(layer)
+            if part == "views" and self._first_rows is not None:
+                counts = np.diff(self._first_rows)[np.asarray(indices, int)]
+                tensors[layer] = self._unequal_rows(layer, rows_of_layer, counts)
+                continue
             values = as_tensor(() if rows_of_layer is None else rows_of_layer)
             stored = len(group[part]) if part in group else 0
             count = sum(index - self.span.start < stored for index in indices)
@@ -374,6 +391,25 @@ class FeatureWriter:
             if count:
                 tensors[layer] = values
         return tensors
+
+    def _unequal_rows(self, layer: str, views: Any, counts: np.ndarray) -> list[Tensor]:
+        """Views [q_i, d] of some samples, given their numbers. Raises SettingsError as `_rows`."""
+        d = self._file["embeddings"][layer]["views"].shape[1]
+        if hasattr(views, "shape"):
+            rows = as_tensor(views)
+            samples = (
+                list(torch.split(rows, counts.tolist())) if len(rows) == counts.sum() else [rows]
+            )
+        else:
+            samples = [as_tensor(one) for one in views or ()]
+        expected = [(int(q), d) for q in counts]
+        shapes = [tuple(one.shape) for one in samples]
+        if shapes != expected:
+            raise SettingsError(
+                f"{self.path}: views of layer {layer} have the shapes "
+                f"{shortened(str(shapes))}; expected {shortened(str(expected))}"
+            )
+        return samples
 
     def write_dense(self, dense: DenseParts | str) -> None:
         """Write the parts of DSE, or why there are none. Raises FeatureFileError."""
@@ -451,7 +487,11 @@ class FeatureWriter:
             for i in done[start : start + 256]:
                 for group in (self._file["embeddings"][layer] for layer in layers):
                     with_views = len(group["views"]) if "views" in group else 0
-                    views = group["views"][i : i + 1] if i < with_views else NO_VIEWS
+                    if self._first_rows is not None:
+                        begin, end = self._first_rows[i : i + 2]
+                        views = group["views"][begin:end][None]
+                    else:
+                        views = group["views"][i : i + 1] if i < with_views else NO_VIEWS
                     clean = group["clean"][i : i + 1] if "clean" in group else NO_CLEAN
                     if checksums_of(views, clean)[0] != group["crc32"][i]:
                         self.done[i] = False
@@ -477,6 +517,9 @@ def _check_begun(
         other = differing_fields(begun, provenance)
         if share and file.attributes["share"] != share.describe():
             other.append("share")
+        if layout.counts is not None and not other:
+            stored = file.read_all(COUNTS) if COUNTS in file.arrays else ()
+            other += [] if np.array_equal(stored, layout.counts) else ["n_views"]
         if other:
             raise Unresumable(
                 f"{partial}: was begun with other settings ({', '.join(other)} differ); "
@@ -588,7 +631,8 @@ def write_features(
         path: the file to write.
         views: embeddings of the q augmented views of each sample [n, q, d]: an array, a list, a
             tensor on any device, or anything with a shape that is read by slices, such as a
-            dataset of h5py; of several layers by their names.
+            dataset of h5py; of several layers by their names. Of unequal numbers n arrays
+            [q_i, d], or rows [N, d] with their N `ids`, of which equal ones are a sample.
         clean: embeddings of the un-augmented samples [n, d]; LiDAR does not need them.
         ids: names of the samples [n], by which files are compared sample by sample.
         labels: class numbers [n], -1 unknown, which no score uses.
@@ -620,13 +664,17 @@ def write_features(
         for part, given in (("views", views), ("clean", clean))
         if given is not None
     }
+    if ids is not None and any(len(rows.shape) == 2 for rows in parts.get("views", {}).values()):
+        parts["views"] = {name: _by_ids(rows, ids) for name, rows in parts["views"].items()}
+        ids = list(dict.fromkeys(map(str, ids)))
     shapes = {part: {name: rows.shape for name, rows in of.items()} for part, of in parts.items()}
     n, q, widths = _sizes(shapes)
     with FeatureWriter(
         path, n_samples=n, n_views=q, dim=widths, clean="clean" in parts, ids=ids, labels=labels,
         provenance=provenance, storage=storage, overwrite=overwrite,
     ) as writer:  # fmt: skip
-        step = max(1, MAX_BYTES // (8 * max(1, q) * sum(widths.values())))
+        most = q if isinstance(q, int) else max(q)
+        step = max(1, MAX_BYTES // (8 * max(1, most) * sum(widths.values())))
         for first in range(0, n, step):
             some = range(first, min(first + step, n))
             batch = {
@@ -645,6 +693,8 @@ def _sliceable(rows: Rows) -> Any:
     """Rows with a shape: themselves, else an array. Raises SettingsError if they form none."""
     if hasattr(rows, "shape"):
         return rows
+    if len({np.shape(one)[:1] for one in rows if hasattr(one, "shape")}) > 1:
+        return _UnequalViews(rows)
     try:
         return np.asarray(rows, np.float64)
     except (TypeError, ValueError) as error:
@@ -653,7 +703,53 @@ def _sliceable(rows: Rows) -> Any:
         ) from error
 
 
-def _sizes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> tuple[int, int, dict[str, int]]:
+class _UnequalViews:
+    """Arrays [q_i, d] of samples; the second number of `shape` is the tuple of all q_i."""
+
+    def __init__(self, samples: Sequence[Any]) -> None:
+        self._samples = samples
+        shapes = {tuple(np.shape(one)[1:]) for one in samples}
+        if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+            raise SettingsError(
+                f"samples of the shapes [q, ...] with {shortened(str(sorted(shapes)))} after q; "
+                "expected [q, d] with one d"
+            )
+        self.shape = (len(samples), tuple(len(one) for one in samples), *shapes.pop())
+
+    def __getitem__(self, some: slice) -> Sequence[Any]:
+        return self._samples[some]
+
+
+def _by_ids(rows: Any, ids: Sequence[str]) -> Any:
+    """Rows [N, d] as the views of samples, in the order in which their `ids` [N] first occur."""
+    values = as_tensor(rows)
+    if len(ids) != len(values):
+        raise SettingsError(f"{len(ids)} ids for {len(values)} rows of views; expected one each")
+    places: dict[str, list[int]] = {}
+    for at, one in enumerate(ids):
+        places.setdefault(str(one), []).append(at)
+    samples = [values[at] for at in places.values()]
+    if len({len(one) for one in samples}) > 1:
+        return _UnequalViews(samples)
+    return torch.stack(samples)
+
+
+def _view_counts(q: int | Sequence[int], n: int) -> tuple[int, tuple[int, ...] | None]:
+    """q, or the smallest of unequal q_i and these. Raises SettingsError if one is below 2."""
+    if isinstance(q, int):
+        return q, None
+    counts = tuple(map(int, q))
+    if len(counts) != n or min(counts, default=0) < 2:
+        raise SettingsError(
+            f"numbers of views of {len(counts)} samples, {sum(one < 2 for one in counts)} of them "
+            f"below 2; expected {n}, each at least 2: leave samples of a single view out"
+        )
+    return min(counts), counts if min(counts) < max(counts) else None
+
+
+def _sizes(
+    shapes: Mapping[str, Mapping[str, tuple[Any, ...]]],
+) -> tuple[int, int | tuple[int, ...], dict[str, int]]:
     """n, q (0 without views) and d by layer. Raises SettingsError if shapes do not agree."""
     listed = [(part, name, shape) for part, of in shapes.items() for name, shape in of.items()]
     if not listed:
@@ -665,14 +761,14 @@ def _sizes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> tuple[int, in
                 f"{part} of layer {name} have the shape {tuple(shape)}; expected {expected}"
             )
     widths = {name: int(shape[-1]) for _, name, shape in listed}
-    counts = {(int(shape[0]), int(shape[1])) for part, _, shape in listed if part == "views"}
+    counts = {shape[1] for part, _, shape in listed if part == "views"}
     n = int(listed[0][2][0])
     agree = all((shape[0], shape[-1]) == (n, widths[name]) for _, name, shape in listed)
     whole = all(of.keys() == widths.keys() for of in shapes.values())
     if len(counts) > 1 or not agree or not whole:
         listing = ", ".join(f"{part} of {name} {tuple(shape)}" for part, name, shape in listed)
         raise SettingsError(f"shapes do not agree: {listing}; expected equal n, q, and layers")
-    return n, next(iter(counts))[1] if counts else 0, widths
+    return n, counts.pop() if counts else 0, widths
 
 
 def check_samples(
@@ -716,6 +812,7 @@ def own_provenance(
         "layers": list(layout.widths),
         "n_samples": layout.n_samples,
         "n_views": layout.n_views,
+        **({} if layout.counts is None else {"n_rows": sum(layout.counts)}),
         "n_clean": layout.n_clean if layout.has_clean else 0,
         "storage": layout.storage,
     }
@@ -738,6 +835,16 @@ def contiguous_blocks(indices: Sequence[int]) -> Iterator[range]:
 def as_tensor(rows: Rows) -> Tensor:
     """An array, a list or a tensor as a tensor."""
     return rows if isinstance(rows, Tensor) else torch.as_tensor(np.asarray(rows))
+
+
+def _as_stored(
+    rows: Samples, storage: str, layer: str, first: int
+) -> np.ndarray | list[np.ndarray]:
+    """Samples first, first + 1, ... as they are stored. Raises as `as_storage_type`."""
+    if isinstance(rows, Tensor):
+        return as_storage_type(rows, storage, layer, first).cpu().numpy()
+    stored = [as_storage_type(one[None], storage, layer, first + i) for i, one in enumerate(rows)]
+    return [one[0].cpu().numpy() for one in stored]
 
 
 def as_storage_type(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:

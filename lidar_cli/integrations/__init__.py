@@ -1,9 +1,10 @@
-"""Metrics during training: torchmetrics objects, and a Lightning callback that logs them.
+"""Metrics during training: torchmetrics objects, and callbacks that log them.
 
-    from lidar_cli.integrations import LiDAR, Pillai, RankMe, AlphaReQ, EmbeddingMetric, LogMetrics
+    from lidar_cli.integrations import LiDAR, Pillai, RankMe, AlphaReQ, EmbeddingMetric
+    from lidar_cli.integrations import LogMetrics          # Lightning
+    from lidar_cli.integrations import LogMetricsCallback  # Hugging Face's Trainer
 
-Names are resolved on first use (PEP 562): importing the package needs neither torchmetrics nor
-lightning.
+Names are resolved on first use (PEP 562): importing the package needs none of these packages.
 """
 
 from importlib import import_module
@@ -14,6 +15,7 @@ _MODULES = {
     "EmbeddingMetric": "torchmetrics",
     "LiDAR": "torchmetrics",
     "LogMetrics": "lightning",
+    "LogMetricsCallback": "transformers",
     "Pillai": "torchmetrics",
     "RankMe": "torchmetrics",
 }

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lidar_cli.errors import DegenerateFeatures, MissingExtra
+from lidar_cli.errors import MissingExtra
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.utilities import rank_zero_warn
     from torchmetrics import MetricCollection
+
+    from lidar_cli.integrations.logged_values import LoggedValues
 except ImportError as error:
     raise MissingExtra("train", "lightning", "LogMetrics") from error
 
@@ -27,10 +27,15 @@ class LogMetrics(Callback):
     file's name and ranks the file below every finite one. EarlyStopping ends the training at the
     first NaN, except with `check_finite=False`, where the epoch counts as one without improvement.
 
+    `NAME_drawdown` is the fall of the metric `NAME` from its best value so far, as a share of that
+    value's size; `NAME_alarm` is 1 where this exceeds `alarm` or the metric has no value any more,
+    else 0. A checkpoint of the training holds the best values.
+
     Args:
         metrics: the torchmetrics objects; each is reset when a validation epoch starts.
         embed: a function of the module and a batch of the validation loader that returns embeddings
             [b, q, d], q views of each of b samples, or [b, d] if every metric reads rows.
+        alarm: share of the best value, such as 0.2; a larger fall is logged and a Python warning.
 
     Example:
         >>> from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -52,10 +57,14 @@ class LogMetrics(Callback):
     """
 
     def __init__(
-        self, metrics: MetricCollection, embed: Callable[[LightningModule, Any], Tensor]
+        self,
+        metrics: MetricCollection,
+        embed: Callable[[LightningModule, Any], Tensor],
+        alarm: float | None = None,
     ) -> None:
         self.metrics = metrics
         self.embed = embed
+        self._logged = LoggedValues(metrics, alarm, rank_zero_warn)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the metrics."""
@@ -75,12 +84,16 @@ class LogMetrics(Callback):
         self.metrics.update(self.embed(pl_module, batch))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log each metric, computed over all processes."""
-        for name, metric in self.metrics.items():
-            try:
-                value = metric.compute()
-            except DegenerateFeatures as error:
-                # Without a value for this epoch Lightning would use that of an earlier epoch.
-                value = torch.tensor(math.nan, dtype=torch.float64, device=pl_module.device)
-                rank_zero_warn(f"no {name}: {error}")
+        """Log each metric, computed over all processes, but for a check before the training."""
+        if trainer.sanity_checking:
+            return
+        for name, value in self._logged.compute().items():
             pl_module.log(name, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best values so far, for a checkpoint of the training."""
+        return {"peaks": dict(self._logged.peaks)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from the best values of a checkpoint."""
+        self._logged.peaks = dict(state_dict["peaks"])

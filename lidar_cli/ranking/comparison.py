@@ -23,7 +23,7 @@ from lidar_cli.data.open import image_count
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError
 from lidar_cli.extraction.run import stem
 from lidar_cli.features.embeddings import Embeddings
-from lidar_cli.features.reader import read_hdf5, read_provenance
+from lidar_cli.features.reader import read_provenance
 from lidar_cli.ranking.cache import MARKER, CacheFolder
 from lidar_cli.ranking.discover import (
     Checkpoint,
@@ -40,7 +40,7 @@ from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, listed_metrics, ranked_metrics
 from lidar_cli.scoring.intervals import Interval, interval_of, ties
-from lidar_cli.scoring.run import score_layer, with_intervals
+from lidar_cli.scoring.run import open_embeddings, open_layer, score_layer, with_intervals
 from lidar_cli.scoring.saved import SUFFIX, ScoreWithoutIntervals, read_score
 from lidar_cli.settings import (
     EMBEDDED,
@@ -156,6 +156,30 @@ def compare_files(
         comparison = replace(comparison, options=tuple(_options(provenance)))
     comparison = _compared(comparison, session, *sources)
     return replace(comparison, images=_images(comparison, session, is_stored))
+
+
+def compare_arrays(
+    sources: Sequence[Path | Embeddings],
+    settings: CompareSettings,
+    progress: Progress | None = None,
+) -> Comparison:
+    """The comparison of two of which one or both are in memory. Raises as `compare_files`."""
+    find_order(settings.by, "compare")
+    session = open_session([], _rank_settings(settings), progress)
+    first, second = (one.file if isinstance(one, Embeddings) else str(one) for one in sources)
+    comparison = Comparison(
+        (first, second), session.by, settings.confidence, are_features=(True, True)
+    )
+    return _compared(comparison, session, *(_only_layer(one, session.settings) for one in sources))
+
+
+def _only_layer(source: Path | Embeddings, settings: RankSettings) -> Embeddings:
+    """The layer that a file holds, or the one that is chosen. Raises InputError for several."""
+    layers = open_embeddings(source, settings)
+    if len(layers) > 1:
+        names = ", ".join(one.layer for one in layers)
+        raise InputError(f"{layers[0].file}: holds the layers {names}; choose one with --layer")
+    return open_layer(source, settings)
 
 
 def difference(metric: Metric, scores: tuple[Score, Score], level: float) -> Difference:
@@ -281,7 +305,9 @@ def _sources(
             _check_none_stored(named)
         _check_no_other_data(named)
     embedded = _embed(session, checkpoints, layer)
-    first, second = (_open(embedded.get(str(side.path), side.path), layer) for side in sides)
+    first, second = (
+        _open(embedded.get(str(side.path), side.path), layer, session.settings) for side in sides
+    )
     return (first, second), False
 
 
@@ -306,7 +332,7 @@ def _comparable_pair(
 ) -> tuple[Source, Source] | None:
     """The first two that are comparable; None if there are none."""
     for a, b in product(of_first, of_second):
-        first, second = _open(a.path, layer), _open(b.path, layer)
+        first, second = (_open(one.path, layer, session.settings) for one in (a, b))
         if not _differing(session, first, second):
             session.progress.note(
                 f"compared on stored embeddings of {a.provenance.get('data')}, "
@@ -427,11 +453,10 @@ def _provenance(session: Session, file: Path) -> dict[str, Any]:
     return saved.provenance if is_alike else {}
 
 
-def _open(path: Path, layer: str) -> Source:
+def _open(path: Path, layer: str, settings: RankSettings) -> Source:
     """One layer of a feature file, or a score. Raises FeatureFileError if it is damaged."""
     if path.suffix != SUFFIX:
-        (embeddings,) = read_hdf5(path, layer)
-        return embeddings
+        return open_layer(path, replace(settings, layer=layer))
     saved = read_score(path)
     if saved is None:
         raise FeatureFileError(f"{path}: is damaged; remove it")

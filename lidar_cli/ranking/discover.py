@@ -20,6 +20,7 @@ from lidar_cli.checkpoints.shapes.spec import CheckpointDescription
 from lidar_cli.errors import (
     FILE_ERRORS,
     CheckpointError,
+    FeatureFileError,
     InputError,
     LidarError,
     NoProcess,
@@ -36,9 +37,11 @@ from lidar_cli.ranking.paths import Paths, Selection, is_link_to_nothing, place_
 from lidar_cli.ranking.weights import sample_digest, weights_digest
 from lidar_cli.runtime.files import irregular_kind, is_hdf5
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.settings import EmbedSettings
+from lidar_cli.scoring.run import open_array
+from lidar_cli.settings import CompareSettings, EmbedSettings, RankSettings
 
 FEATURE_SUFFIXES = (".h5", ".hdf5")
+ARRAY_SUFFIXES = (".npy", ".npz")
 NEITHER = "neither a checkpoint nor a feature file"
 # Beginning of the digest of an untrained network; the digest of a file is hexadecimal.
 UNTRAINED = "untrained-"
@@ -68,14 +71,15 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """A complete feature file of which only the provenance has been read.
+    """A complete feature file, or an array, of which only the provenance has been read.
 
-    aliases: other paths of the same file.
+    aliases: other paths of the same file. is_array: whether another program wrote it.
     """
 
     path: Path
     provenance: dict[str, Any]
     aliases: list[str] = field(default_factory=list)
+    is_array: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,14 @@ class DirectoryScan:
 
     def add_features(self, path: Path) -> None:
         """Add a feature file, or another path of one. Raises as `read_provenance`."""
-        provenance, status = read_provenance(path), path.stat()
+        self._add(path, read_provenance(path), is_array=False)
+
+    def add_array(self, path: Path, settings: RankSettings | CompareSettings) -> None:
+        """Add an array of embeddings of another program. Raises InputError as `open_array`."""
+        self._add(path, open_array(path, settings).provenance, is_array=True)
+
+    def _add(self, path: Path, provenance: dict[str, Any], *, is_array: bool) -> None:
+        status = path.stat()
         if str(provenance.get("sha256")).startswith(UNTRAINED):
             self.skipped.append(Skipped(str(path), "of an untrained network, see --baseline"))
             return
@@ -122,7 +133,7 @@ class DirectoryScan:
                 if one.path == file:
                     one.aliases.append(str(path))
                     return
-        self.features.append(FeatureFile(path, provenance))
+        self.features.append(FeatureFile(path, provenance, is_array=is_array))
 
     def fail(self, path: Path, error: Exception) -> None:
         """Add a file to the failed files, with the reason in one line."""
@@ -139,7 +150,7 @@ class DirectoryScan:
 
 
 def scan_directory(
-    paths: Paths, settings: EmbedSettings, progress: Progress, digests: Digests
+    paths: Paths, settings: RankSettings | CompareSettings, progress: Progress, digests: Digests
 ) -> DirectoryScan:
     """Recognise every file, hash the checkpoints, and group those of equal content.
 
@@ -153,7 +164,7 @@ def scan_directory(
     for at, path in enumerate(random.SystemRandom().sample(to_open, len(to_open))):
         progress.update("hashing checkpoints", at, len(to_open))
         try:
-            if not is_feature_file(path):
+            if not is_feature_file(path) and not path.name.lower().endswith(ARRAY_SUFFIXES):
                 recogniser.check(path)
                 digests.of(path)
         except NoProcess:
@@ -180,14 +191,14 @@ class Recogniser:
     So a large file that is not a checkpoint is not read to its end.
     """
 
-    def __init__(self, settings: EmbedSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: RankSettings | CompareSettings) -> None:
+        self.settings = settings
         self.samples: dict[Path, str] = {}  # digest of one tensor, by path
         self._results: dict[Path, tuple[Stamp, CheckpointDescription | Exception | None]] = {}
 
     def assumed_text(self, description: CheckpointDescription) -> str:
         """The assumptions that embedding a checkpoint uses, in words. Raises SettingsError."""
-        return with_assumed_in_use(description, self._settings).assumed_text
+        return with_assumed_in_use(description, self.settings).assumed_text
 
     def check(self, path: Path) -> None:
         """Describe a file, once. Raises the error with which the file is refused."""
@@ -217,11 +228,11 @@ class Recogniser:
         before, result = self._results.pop(path)
         if isinstance(result, CheckpointDescription) and before == hashed:
             return result
-        return _describe(path, self._settings)
+        return _describe(path, self.settings)
 
     def _describe(self, path: Path) -> CheckpointDescription | None:
-        if self._settings.model is None:
-            description, modules = recognise(path, self._settings)
+        if self.settings.model is None:
+            description, modules = recognise(path, self.settings)
             self.samples[path] = sample_digest(modules)
             return description
         read_contents(path)  # the user's module is built once per content, not per file
@@ -237,7 +248,13 @@ def classify_file(
         return
     try:
         if is_feature_file(path):
-            scan.add_features(path)
+            add_embeddings(path, scan, recogniser.settings)
+            return
+        if path.name.lower().endswith(ARRAY_SUFFIXES):
+            scan.add_array(path, recogniser.settings)
+            return
+        if is_tensor_of_embeddings(path, recogniser):
+            scan.add_array(path, recogniser.settings)
             return
         recogniser.check(path)
         before, digest = digests.of(path)
@@ -268,11 +285,49 @@ def classify_file(
         if has_suffix(path) or path.is_dir():
             scan.fail(path, error)
         else:  # a shell's runs/* names logs, too
-            is_array = path.name.lower().endswith((".npy", ".npz"))
-            reason = "an array, which lidar score reads" if is_array else NEITHER
-            scan.skipped.append(Skipped(str(path), reason))
+            scan.skipped.append(Skipped(str(path), NEITHER))
+    except InputError as error:
+        if error.code == "no-array":  # of other numbers, such as losses
+            scan.skipped.append(Skipped(str(path), _reason(path, error)))
+        else:
+            scan.fail(path, error)
     except FILE_ERRORS as error:
         scan.fail(path, error)
+
+
+def add_embeddings(
+    path: Path, scan: DirectoryScan, settings: RankSettings | CompareSettings
+) -> None:
+    """Add an HDF5 file: a feature file, or else an array. Raises FeatureFileError or InputError."""
+    try:
+        if settings.dataset is None:
+            scan.add_features(path)
+            return
+    except FeatureFileError as error:
+        if error.code != "not-a-feature-file":
+            raise
+    scan.add_array(path, settings)
+
+
+def is_tensor_of_embeddings(path: Path, recogniser: Recogniser) -> bool:
+    """Whether a file that is no checkpoint holds a tensor (n, q, d), or the one that is named.
+
+    Raises NoProcess.
+    """
+    settings = recogniser.settings
+    try:
+        recogniser.check(path)
+    except NoProcess:
+        raise
+    except (CheckpointError, NoWeights):
+        try:
+            embeddings = open_array(path, settings)
+        except FILE_ERRORS:
+            return False
+        return embeddings.views is not None or settings.dataset is not None
+    except FILE_ERRORS:
+        return False
+    return False
 
 
 def reason_unopened(path: Path) -> str | None:
@@ -299,7 +354,7 @@ def is_feature_file(path: Path) -> bool:
 
 def _describe(path: Path, settings: EmbedSettings) -> CheckpointDescription:
     if settings.model is not None:
-        return open_checkpoint(path, model=settings.model, layer=settings.layer).description
+        return open_checkpoint(path, settings).description
     return recognise(path, settings)[0]
 
 
@@ -366,8 +421,8 @@ def _files_in(folder: Path, names: list[str]) -> Iterator[Path]:
 
 
 def has_suffix(path: Path) -> bool:
-    """Whether a file has a suffix of checkpoints or feature files."""
-    return path.name.lower().endswith((*CHECKPOINT_SUFFIXES, *FEATURE_SUFFIXES))
+    """Whether a file has a suffix of checkpoints, feature files or arrays."""
+    return path.name.lower().endswith((*CHECKPOINT_SUFFIXES, *FEATURE_SUFFIXES, *ARRAY_SUFFIXES))
 
 
 def _reason(path: Path, error: Exception) -> str:

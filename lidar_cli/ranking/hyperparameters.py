@@ -15,6 +15,15 @@ from lidar_cli.data.tables import Table, is_accuracy
 from lidar_cli.errors import LidarError, NoProcess
 
 NUMBER = re.compile(r"([A-Za-z]*)[=_\-.]?([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)")
+PARAMS = "params."  # before each hyperparameter in an export of MLflow
+# Headings in exports of W&B and MLflow that are no hyperparameters. W&B writes metrics with a `/`,
+# nested hyperparameters with a dot.
+NO_PARAMETER = re.compile(
+    r"|_.*|(metrics|tags)\..*|.*/.*|.*loss|(experiment|run)?[ _]?id|artifact_uri|name|state|status"
+    r"|notes|user|tags|created|runtime|sweep|group|job type|duration|(start|end)[ _]time"
+    r"|source type|source name|version|models?",
+    re.IGNORECASE,
+)
 Value = str | float | bool | None  # an int counts as a float
 Hyperparameters = dict[str, Value]  # by name
 # Where Lightning stores hyperparameters, and scripts that save their arguments.
@@ -36,8 +45,24 @@ LONGEST_PATH = 1000
 
 def from_table(lines: Mapping[str, Mapping[str, str]], table: Table) -> dict[str, Hyperparameters]:
     """Checkpoint -> hyperparameters, one per column; text that is a number becomes one."""
-    names = [name for name in table.columns if name != "path" and not is_accuracy(name)]
-    return {path: {name: _value(row[name]) for name in names} for path, row in lines.items()}
+    names = columns_of(table)
+    return {
+        path: {name.removeprefix(PARAMS): _value(row[name]) for name in names}
+        for path, row in lines.items()
+    }
+
+
+def columns_of(table: Table) -> list[str]:
+    """The columns of a table that are hyperparameters.
+
+    Of an export of MLflow these are `params.NAME`, if it has them. Of others they are all but the
+    names of checkpoints, accuracies, and what W&B and MLflow record of runs and losses.
+    """
+    if any(name.startswith(PARAMS) for name in table.columns):
+        return [name for name in table.columns if name.startswith(PARAMS)]
+    others = ("", table.headings["path"][0])
+    names = [name for name in table.columns if name not in others and not is_accuracy(name)]
+    return [name for name in names if not table.layout or not NO_PARAMETER.fullmatch(name)]
 
 
 def readable_checkpoints(paths: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lidar_cli.data.tables import Table, Unmatched, match, read_table
+from lidar_cli.data.tables import EMPTY, Table, Unmatched, match, read_table
 from lidar_cli.errors import InputError
 from lidar_cli.probing.run import ProbeResult, probe_files
 from lidar_cli.ranking.correlation import Correlation, correlate
@@ -24,6 +24,7 @@ from lidar_cli.ranking.few_labels import (
 from lidar_cli.ranking.group_metrics import with_value
 from lidar_cli.ranking.hyperparameters import (
     Hyperparameters,
+    columns_of,
     from_checkpoints,
     from_table,
     slices,
@@ -94,10 +95,12 @@ def compare_with_oracle(
         accuracies, method, unmatched = _probe(ranking, rows, settings, progress or Progress())
     else:
         table = read_table(Path(settings.oracle), ("path", "accuracy"))
-        lines, unmatched = _matched(table, rows, ranking)
+        table, lines, unmatched = _matched(table, rows, ranking)
         shares, method = _read_accuracies(table)
-        accuracies = {path: shares[line["path"]] for path, line in lines.items()}
-    hyperparameters, more = hyperparameters_of(ranking, settings)
+        accuracies = {
+            path: shares[line["path"]] for path, line in lines.items() if line["path"] in shares
+        }
+    hyperparameters, more = hyperparameters_of(ranking, settings, progress or Progress())
     comparisons = [
         _compare_group(group, accuracies, hyperparameters, settings, few)
         for group in ranking.groups
@@ -210,18 +213,22 @@ def _describe_probes(probed: Sequence[ProbeResult]) -> str:
 
 
 def hyperparameters_of(
-    ranking: Ranking, settings: RankSettings
+    ranking: Ranking, settings: RankSettings, progress: Progress
 ) -> tuple[dict[str, Hyperparameters], list[Unmatched]]:
     """Hyperparameters by checkpoint, and the lines of --params that name no ranked checkpoint.
 
-    They are read from --params if given, else from the checkpoints.
+    They are read from --params if given, else from the checkpoints. The columns that are used are
+    noted where the headings do not say it.
     Raises InputError if the file cannot be used.
     """
     rows = [row for group in ranking.groups for row in group.rows]
     if settings.params is None:
         return from_checkpoints([row.path for row in rows]), []
     table = read_table(settings.params, ("path",))
-    lines, unmatched = _matched(table, rows, ranking)
+    table, lines, unmatched = _matched(table, rows, ranking)
+    if origin := table.origin():
+        names = ", ".join(columns_of(table)) or "none"
+        progress.note(f"--params {settings.params}: {origin}; hyperparameters: {names}")
     return from_table(lines, table), unmatched
 
 
@@ -229,7 +236,7 @@ def hyperparameters_for_page(
     ranking: Ranking, settings: RankSettings, progress: Progress
 ) -> dict[str, Hyperparameters]:
     """Hyperparameters by checkpoint, and the numbers in the checkpoints' names, such as a step."""
-    by_path, unmatched = hyperparameters_of(ranking, settings)
+    by_path, unmatched = hyperparameters_of(ranking, settings, progress)
     for line in unmatched:
         progress.note(f"{settings.params}: {line.path}: {line.reason}")
     paths = [row.path for group in ranking.groups for row in group.rows]
@@ -238,30 +245,36 @@ def hyperparameters_for_page(
 
 def _matched(
     table: Table, rows: Sequence[Row], ranking: Ranking
-) -> tuple[dict[str, dict[str, str]], list[Unmatched]]:
+) -> tuple[Table, dict[str, dict[str, str]], list[Unmatched]]:
+    """The table by the first heading that names checkpoints, their lines, and the other lines."""
     checkpoints = [(row.path, row.aliases) for row in rows]
-    lines, unmatched = match(table, checkpoints, ranking.directory, ranking.names)
-    if not lines:
-        first = f", the first {unmatched[0].path}: {unmatched[0].reason}" if unmatched else ""
-        raise InputError(
-            f"{table.path}: none of its {len(table.rows)} lines names a ranked checkpoint{first}; "
-            f"expected names as in the table, such as {ranking.names[rows[0].path]}, or paths "
-            f"below {ranking.directory}",
-            code="no-line-matches",
-        )
-    return lines, unmatched
+    unmatched: list[Unmatched] = []
+    for each in table.by_heading():
+        lines, others = match(each, checkpoints, ranking.directory, ranking.names)
+        if lines:
+            return each, lines, others
+        unmatched = unmatched or others
+    first = f", the first {unmatched[0].path}: {unmatched[0].reason}" if unmatched else ""
+    raise InputError(
+        f"{table.path}: none of its {len(table.rows)} lines names a ranked checkpoint{first}; "
+        f"expected names as in the table, such as {ranking.names[rows[0].path]}, or paths "
+        f"below {ranking.directory}",
+        code="no-line-matches",
+    )
 
 
 def _read_accuracies(table: Table) -> tuple[dict[str, float], str]:
     """Accuracies between 0 and 1, by the path of their line, and how they were read.
 
-    They are percent if one of them has a % or exceeds 1.
+    They are percent if one of them has a % or exceeds 1. An export may have none for a run.
     Raises InputError for a text that is no number, and for a number out of range.
     """
     numbers: dict[str, float] = {}
     is_percent = False
     for row in table.rows:
         text = row["accuracy"]
+        if table.layout and text.lower() in EMPTY:
+            continue
         try:
             numbers[row["path"]] = float(text.removesuffix("%"))
         except ValueError as error:
@@ -275,7 +288,8 @@ def _read_accuracies(table: Table) -> tuple[dict[str, float], str]:
                 f"{table.path}: {path[:100]}: accuracy {number:g}; expected 0 to 1, or 0 to 100 %"
             )
     scale, unit = (100, "percent") if is_percent else (1, "shares of 1")
-    return {path: number / scale for path, number in numbers.items()}, f"read as {unit}"
+    method = ", ".join(filter(None, [table.origin(), f"read as {unit}"]))
+    return {path: number / scale for path, number in numbers.items()}, method
 
 
 def _compare_group(

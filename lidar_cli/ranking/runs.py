@@ -150,6 +150,15 @@ def recorded_position(tree: Mapping[str, Any]) -> Position:
     return Position(first(RECORDED["epoch"]), first(RECORDED["step"]))
 
 
+def run_of(path: str) -> str:
+    """What the path of a checkpoint shares with the others of its run, as far as names say."""
+    return _run_key(*_split(path)[:2])
+
+
+def _run_key(folder: str, rest: str) -> str:
+    return f"{folder}/{rest}" if rest else folder
+
+
 def position_in_name(path: str) -> Position:
     """Epoch, step or number in the name of a checkpoint, or in those of its folders."""
     return _split(path)[2]
@@ -175,7 +184,7 @@ def _members(
         others = rests[folder] - {""}
         if not rest and len(others) == 1:  # last.pth next to resnet_epoch_1.pth
             (rest,) = others
-        runs.setdefault(f"{folder}/{rest}" if rest else folder, []).append(row)
+        runs.setdefault(_run_key(folder, rest), []).append(row)
     members: dict[str, list[tuple[Row, Position]]] = {}
     for key, of_run in runs.items():
         positions = _positions(of_run, recorded)

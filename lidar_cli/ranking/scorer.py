@@ -19,12 +19,13 @@ from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.reading.read import sha256, stamp
 from lidar_cli.checkpoints.shapes.inner import names_of
 from lidar_cli.data.dataset import Samples
+from lidar_cli.data.factory import Items
 from lidar_cli.errors import FILE_ERRORS, FeatureFileError, InputError, SettingsError, Unresumable
 from lidar_cli.extraction.engine import EmbeddingModel, ViewSource
 from lidar_cli.extraction.plan import image_size, make_plan
 from lidar_cli.extraction.run import changed_error, note_disk_use, open_with, run
 from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
-from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
+from lidar_cli.features.reader import read_first, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, partial_path
 from lidar_cli.features.writer import begun_path
 from lidar_cli.ranking.baseline import Untrained
@@ -37,7 +38,7 @@ from lidar_cli.ranking.unstored import add_intervals, score_unstored
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, ranked_metrics
 from lidar_cli.scoring.intervals import Grouping
-from lidar_cli.scoring.run import score_layer
+from lidar_cli.scoring.run import open_layer, score_layer
 from lidar_cli.settings import ExtractSettings, RankSettings
 from lidar_cli.views.pipeline import Views
 
@@ -114,6 +115,8 @@ class Scorer:
     def _note_image_size(self, tasks: Sequence[Task]) -> None:
         """Note the size of the views of checkpoints whose weights do not determine it."""
         by_text: dict[str, list[str]] = {}
+        if isinstance(self._samples, Items):
+            return
         for checkpoint in (task.checkpoint for task in tasks):
             _, assumed = image_size(self._settings, checkpoint.description, self._samples)
             if assumed is not None and not isinstance(checkpoint, Untrained):
@@ -146,7 +149,7 @@ class Scorer:
         """
         waiting = sum(not self.cache.has(task) for task in tasks)
         room = None
-        if waiting > 1:
+        if waiting > 1 and not isinstance(self._samples, Items):
             room = CacheLimits.of(self._settings.view_memory, self._device, self.cache.path)
         if room is None:
             yield None
@@ -454,7 +457,7 @@ def score_features(
     groups: groups of samples, within which influences are summed.
     Raises what `read_hdf5` and `score_layer` raise.
     """
-    (embeddings,) = read_hdf5(path, names_of(settings.layer)[-1])
+    embeddings = open_layer(path, replace(settings, layer=names_of(settings.layer)[-1]))
     level, wanted = settings.confidence, ranked_metrics(settings)
     scored = score_layer(
         embeddings, settings, device, wanted, progress, level, cache, groups=groups

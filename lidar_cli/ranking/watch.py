@@ -15,8 +15,9 @@ from lidar_cli.core.metrics import Metric
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.ranking.discover import Checkpoint, Recogniser, Skipped, classify_file, files_of
 from lidar_cli.ranking.group_metrics import find_order
-from lidar_cli.ranking.order import Row, unranked_row
+from lidar_cli.ranking.order import Row, comparable, unranked_row
 from lidar_cli.ranking.paths import Paths, select
+from lidar_cli.ranking.runs import Axis, position_in_name
 from lidar_cli.ranking.scorer import Scorer
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
@@ -38,6 +39,12 @@ class ScoredCheckpoint:
     by: Metric
     sha256: str
     key: str
+
+    @property
+    def settings(self) -> str:
+        """A text that is equal for checkpoints whose values are comparable."""
+        parts = [self.by.name, self.row.score.epsilon, sorted(comparable(self.row.score).items())]
+        return _digest(repr(parts))
 
 
 class CompletedFiles:
@@ -118,6 +125,7 @@ class _Watch:
             for task in scorer.plans(new)
             if (str(task.checkpoint.path), self._key(task.plan)) not in self._recorded
         ]
+        tasks.sort(key=lambda task: _order(str(task.checkpoint.path)))
         for task, score in scorer.results(tasks, scorer.score):
             checkpoint = task.checkpoint
             if self.files.is_unchanged(checkpoint.path):
@@ -160,7 +168,18 @@ class _Watch:
         settings = self._session.settings
         parts = [plan.key, settings.by, settings.delta, settings.epsilon, settings.normalize]
         parts += [settings.confidence, *([settings.groups] if settings.groups else [])]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return _digest(json.dumps(parts))
+
+
+def _order(path: str) -> list[int]:
+    """A key that sorts checkpoints of a run that land together by step, as far as names say."""
+    position = position_in_name(path)
+    axes: tuple[Axis, ...] = ("step", "epoch", "number")
+    return [-1 if (at := position.on(axis)) is None else at for axis in axes]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _stamp(path: Path) -> Stamp | None:

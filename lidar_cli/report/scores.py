@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from lidar_cli.core.metrics import IS_A_COUNT, METRICS
+from lidar_cli.errors import printable
 from lidar_cli.report.text import (
     CAUTIONS,
     INDENT,
@@ -26,6 +27,7 @@ from lidar_cli.report.text import (
     format_metric,
     format_value,
     format_with_interval,
+    markdown_table,
     print_columns,
     print_labelled,
     print_wrapped,
@@ -83,11 +85,19 @@ def to_csv(scores: Sequence[Score]) -> str:
             "file": csv_path(score.file),
             "warnings": "; ".join(score.warnings.values()),
             "alpha_req_ranks": "-".join(map(str, score.alpha_req_ranks)),
+            "view_counts": score.view_counts and json.dumps(score.view_counts),
         }
         for name, interval in intervals(score):
             fields |= {f"{name}_{end}": getattr(interval, end) for end in INTERVAL_COLUMNS}
         rows.append([fields.get(name) for name in names])
     return csv_table(names, rows)
+
+
+def to_markdown(scores: Sequence[Score], wanted: Collection[str]) -> str:
+    """A table with a line per score, then why values or intervals are missing."""
+    headers, rows = score_table(scores, [name for name in METRICS if name in wanted])
+    texts = [printable(text) for text in reasons(scores)]
+    return "\n\n".join([markdown_table(headers, rows, left=[3]), *texts])
 
 
 def print_table(scores: Sequence[Score], wanted: Collection[str], verbose: bool = False) -> None:
@@ -119,18 +129,7 @@ def _title(score: Score) -> str:
 
 def _print_several(out: SafeConsole, scores: Sequence[Score], names: Sequence[str]) -> None:
     """Print a line per score; on a terminal a column per score, if that fits and this does not."""
-    rows = [
-        [
-            *map(format_value, (score.n_samples, score.n_views, score.dim)),
-            _title(score),
-            *(
-                format_with_interval(name, score.value(name), score.interval(name))
-                for name in names
-            ),
-        ]
-        for score in scores
-    ]
-    headers = ["n", "q", "d", "file", *names]
+    headers, rows = score_table(scores, names)
     across = list(zip(headers, *rows, strict=True))
     titles, body = across[3], [list(line) for line in (*across[:3], *across[4:])]
     fits = sum(column_widths(titles, body)) + 2 * len(scores) <= out.width
@@ -140,9 +139,24 @@ def _print_several(out: SafeConsole, scores: Sequence[Score], names: Sequence[st
         print_columns(out, headers, rows, fixed=4)
 
 
-def _print_remarks(err: SafeConsole, scores: Sequence[Score], verbose: bool) -> None:
-    """Why values or intervals are missing, and two cautions or all; each once for all files."""
-    several = len(scores) > 1
+def score_table(scores: Sequence[Score], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Headers, and a line per score."""
+    rows = [
+        [
+            *(format_value(score.n_samples), score.q_text, format_value(score.dim)),
+            _title(score),
+            *(
+                format_with_interval(name, score.value(name), score.interval(name))
+                for name in names
+            ),
+        ]
+        for score in scores
+    ]
+    return ["n", "q", "d", "file", *names], rows
+
+
+def reasons(scores: Sequence[Score], verbose: bool = False) -> Iterator[str]:
+    """Why values or intervals are missing, each once for all files."""
     texts = by_remark(
         (text, _title(score))
         for score in scores
@@ -150,22 +164,33 @@ def _print_remarks(err: SafeConsole, scores: Sequence[Score], verbose: bool) -> 
         if verbose or IS_A_COUNT not in text
     )
     for text, titles in texts.items():
-        err.print_line(f"{first_and_more(titles)}: {text}" if several else text)
+        yield f"{first_and_more(titles)}: {text}" if len(scores) > 1 else text
+
+
+def _print_remarks(err: SafeConsole, scores: Sequence[Score], verbose: bool) -> None:
+    """Why values or intervals are missing, and two cautions or all; each once for all files."""
+    for text in reasons(scores, verbose):
+        err.print_line(text)
+    shown = cautions(scores, verbose)
+    for text in shown if verbose else shown[:CAUTIONS]:
+        lines = wrapped(text, err.width - INDENT) if err.is_terminal else [text]
+        print_labelled(err, "caution", lines, style="yellow")
+    if len(shown) > CAUTIONS and not verbose:
+        err.print_line(f"{counted(len(shown) - CAUTIONS, 'more caution')}: --verbose")
+
+
+def cautions(scores: Sequence[Score], verbose: bool = False) -> list[str]:
+    """The warnings of scores, each once for all files. verbose: also those of no consequence."""
     warnings = by_remark(
         (text, _title(score))
         for score in scores
         for kind, text in score.warnings.items()
         if verbose or kind not in DETAILED
     )
-    shown = [
-        f"{first_and_more(titles)}: {text}" if several else text
+    return [
+        f"{first_and_more(titles)}: {text}" if len(scores) > 1 else text
         for text, titles in warnings.items()
     ]
-    for text in shown if verbose else shown[:CAUTIONS]:
-        lines = wrapped(text, err.width - INDENT) if err.is_terminal else [text]
-        print_labelled(err, "caution", lines, style="yellow")
-    if len(shown) > CAUTIONS and not verbose:
-        err.print_line(f"{counted(len(shown) - CAUTIONS, 'more caution')}: --verbose")
 
 
 def _print_one(out: SafeConsole, score: Score, names: Sequence[str]) -> None:
@@ -206,7 +231,7 @@ def constants(score: Score) -> list[str]:
     """What the values depend on, each in a few words."""
     return [
         f"n = {score.n_samples}",
-        f"q = {score.n_views}",
+        f"q = {score.q_text}",
         f"d = {score.dim}",
         f"delta = {score.delta:g}",
         f"epsilon = {score.epsilon:g}",

@@ -16,7 +16,14 @@ from lidar_cli.ranking import joining
 from lidar_cli.ranking.group_metrics import GROUP_METRICS, ORDERS, SECOND_OPINION, second_opinion
 from lidar_cli.ranking.joining import SETTING_OF_CONSTANT, WIDTHS, Joined, Member, causes, join
 from lidar_cli.ranking.joint_resamples import are_tied
-from lidar_cli.ranking.order import Group, Row, comparable_groups, unranked_row
+from lidar_cli.ranking.order import (
+    Group,
+    Row,
+    comparable_groups,
+    mean_views,
+    q_text,
+    unranked_row,
+)
 from lidar_cli.ranking.trust import view_noise_share
 from lidar_cli.report.text import (
     counted,
@@ -242,6 +249,11 @@ def common_ground(ranking: Ranking) -> Advice:
     fixed = [group for group in groups if any(row.path not in checkpoints for row in group.rows)]
     if len(fixed) > 1:
         names = [ranking.name(group.rows[0].path) for group in fixed]
+        if any(group.common["samples"] is None for group in fixed):
+            return Advice(
+                f"{_listed(names)} are files of embeddings, and some hold no ids: if the samples "
+                "are the same in the same order, name them with --ids."
+            )
         return Advice(
             f"{_listed(names)} are feature files, which stay as they are: embed their checkpoints "
             "again with equal settings, or rank them in separate folders."
@@ -466,7 +478,7 @@ def _smaller_delta(group: Group, ranking: Ranking) -> Iterator[Advice]:
     shares = [share for row in group.rows if (share := _ridge(row)) > RIDGE_WARNING]
     if not shares or ranking.by.reads not in ("lda", "noise", "edge", "signal"):
         return
-    n, q, d = (group.common[name] for name in ("n", "q", "d"))
+    n, q, d = group.common["n"], mean_views(group.common), group.common["d"]
     largest = min(max(shares), 1 - 1e-9)
     delta = group.common["delta"] * 0.01 * (1 - largest) / largest
     if (
@@ -497,15 +509,20 @@ def _noise(group: Group, ranking: Ranking) -> Iterator[Advice]:
     views = views_for(min(typical, 0.9), q, LITTLE_NOISE)
     more = min(round_up(views), max(MOST_VIEWS, 2 * q))
     counted_in = _of(len(fractions), group, "checkpoint")
-    text = f"{share} of what lidar counts in {counted_in} is view noise (q = {q})."
+    text = (
+        f"{share} of what lidar counts in {counted_in} is view noise (q = {q_text(group.common)})."
+    )
+    if group.common.get("numbers of views"):
+        yield Advice(f"{text} More views of each sample reduce it.")
+        return
     yield _embedded_with(text, group, ranking, q=more)
 
 
 def _few_degrees(group: Group, ranking: Ranking) -> Iterator[Advice]:
-    n, q, d = (group.common[name] for name in ("n", "q", "d"))
+    n, q, d = group.common["n"], mean_views(group.common), group.common["d"]
     if q > 1 and n * (q - 1) < DEGREES * d and ranking.by.reads == "lda":
         text = (
-            f"{n} images with {q} views each determine the variation between views of an image "
+            f"{n} images with {q:.4g} views each determine the variation between views of an image "
             f"poorly at d = {d}."
         )
         yield _embedded_with(text, group, ranking, q=math.ceil(1 + DEGREES * d / n))

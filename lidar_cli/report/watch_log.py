@@ -14,23 +14,32 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lidar_cli.core.drawdown import Drawdown, drawdown
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, MissingExtra, SettingsError
-from lidar_cli.ranking.runs import Axis, Position, position_in_name, recorded_positions
+from lidar_cli.ranking.runs import (
+    Axis,
+    Position,
+    position_in_name,
+    recorded_positions,
+    run_of,
+)
 from lidar_cli.ranking.watch import ScoredCheckpoint
 from lidar_cli.report.ranking import metrics_record, value_record
+from lidar_cli.report.text import format_percent, format_value, format_with_interval
 from lidar_cli.runtime.files import is_stream, open_stream, parse_json
 from lidar_cli.runtime.streams import write_results
 
 TAG = "lidar/"  # before the name of a metric in TensorBoard
 INDEX = "lidar.jsonl"  # in the folder of event files: the checkpoints that they hold
-Entries = frozenset[tuple[str, str]]  # path and key of scored checkpoints
+Records = dict[tuple[str, str], dict[str, Any]]  # by path and key of scored checkpoints
 
 
 class WatchLog:
     """Writes each checkpoint to the JSON lines (on stdout without a file) and to TensorBoard.
 
-    recorded: entries that every output contains; `add` writes the others only where they lack.
+    recorded: entries that every output contains; `add` writes the others only where they lack. The
+    running peak is that of the JSON lines, also of earlier processes.
     Raises SettingsError, InputError or MissingExtra for an output that cannot be used.
     """
 
@@ -38,19 +47,27 @@ class WatchLog:
         self._directory = directory
         self._jsonl = jsonl
         self._target: Path | BinaryIO | None = None
-        self._lines: Entries = frozenset()
+        self._lines: Records = {}
         if jsonl:
             self._target, self._lines = open_jsonl("--jsonl", jsonl)
         self._board = TensorBoardWriter(tensorboard) if tensorboard else None
-        self.recorded = self._lines & self._board.recorded if self._board else self._lines
+        self.recorded = frozenset(self._lines)
+        if self._board:
+            self.recorded &= self._board.recorded
+        self._values: dict[tuple[str, object], list[tuple[int | None, float]]] = {}
+        for record in self._lines.values():
+            self._remember(record)
 
-    def add(self, scored: ScoredCheckpoint) -> None:
-        """Write one checkpoint to each output that lacks it.
+    def add(self, scored: ScoredCheckpoint) -> Drawdown:
+        """Write one checkpoint to each output that lacks it; its fall from the peak of its run.
 
         Raises InputError if an output cannot be written; the JSON line is written first.
         """
         row = scored.row
         step = step_of(row.path)
+        values = self._values.get((run_of(row.path), scored.settings), [])
+        earlier = (value for at, value in values if at is None or step is None or at <= step)
+        fall = drawdown(row.value, earlier, scored.by.sort_key)
         record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "name": scored.name,
@@ -62,8 +79,12 @@ class WatchLog:
             "by": scored.by.name,
             "direction": scored.by.direction,
             **value_record(row),
+            "peak": fall.peak,
+            "drawdown": fall.share,
+            "settings": scored.settings,
             "metrics": metrics_record(row),
         }
+        self._remember(record)
         entry = (row.path, scored.key)
         if self._target is None:
             write_results(json.dumps(record, allow_nan=False))
@@ -75,7 +96,25 @@ class WatchLog:
                 raise InputError(message, code="unwritable") from error
         if self._board and entry not in self._board.recorded:
             run = Path(row.path).parent.relative_to(self._directory).as_posix()
-            self._board.add(run, scored, step)
+            self._board.add(run, scored, step, fall)
+        return fall
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        """Add the value of a record to those of its run at the same settings."""
+        if record.get("value") is not None:
+            key = (run_of(record["path"]), record.get("settings"))
+            self._values.setdefault(key, []).append((record.get("step"), record["value"]))
+
+
+def alarm_text(scored: ScoredCheckpoint, fall: Drawdown) -> str:
+    """The line of --alarm."""
+    row, name = scored.row, scored.by.name
+    best = f"the best of its run so far is {format_value(fall.peak)}"
+    if fall.is_lost:
+        return f"ALARM: {scored.name} has no {name}, {best}: {row.reason}"
+    value = format_with_interval(name, row.value, row.interval)
+    share = format_percent(fall.share)
+    return f"ALARM: {scored.name}: {name} {value} is {share} % worse; {best}"
 
 
 def step_of(path: str) -> int | None:
@@ -114,17 +153,20 @@ class TensorBoardWriter:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
-        self._index, self.recorded = open_jsonl("--tensorboard", folder / INDEX, follow=False)
+        self._index, records = open_jsonl("--tensorboard", folder / INDEX, follow=False)
+        self.recorded = frozenset(records)
         self._count = len(self.recorded)
 
-    def add(self, run: str, scored: ScoredCheckpoint, step: int | None) -> None:
-        """Write a point per metric with a value; without a step, at the number of entries so far.
+    def add(self, run: str, scored: ScoredCheckpoint, step: int | None, fall: Drawdown) -> None:
+        """Write a point per metric with a value, and one of the drawdown.
+
+        Without a step they are at the number of entries so far.
 
         Raises InputError if the files cannot be written; nothing is then half-written.
         """
         event = self._event(step=self._count if step is None else step)
-        for name in METRICS:
-            value = scored.row.score.value(name)
+        values = {name: scored.row.score.value(name) for name in METRICS}
+        for name, value in (values | {"drawdown": fall.share}).items():
             if value is not None:
                 event.summary.value.add(tag=TAG + name, simple_value=value)
         path = self._folder / run / self._name
@@ -162,8 +204,8 @@ class TensorBoardWriter:
         )
 
 
-def open_jsonl(option: str, path: Path, follow: bool = True) -> tuple[Path | BinaryIO, Entries]:
-    """The target for `append_jsonl`, and the entries that the file already contains.
+def open_jsonl(option: str, path: Path, follow: bool = True) -> tuple[Path | BinaryIO, Records]:
+    """The target for `append_jsonl`, and the records that the file already contains.
 
     option: the option that named `path`, for messages. path: a file, or a pipe, of which nothing is
     read. follow: whether the file may be a link.
@@ -172,8 +214,7 @@ def open_jsonl(option: str, path: Path, follow: bool = True) -> tuple[Path | Bin
     stream = is_stream(path)
     try:
         lines = [] if stream or not path.exists() else path.read_text("utf-8").splitlines()
-        records = map(parse_json, lines)
-        entries = frozenset((record["path"], record["key"]) for record in records)
+        records = {(record["path"], record["key"]): record for record in map(parse_json, lines)}
     except OSError as error:
         raise SettingsError(f"{option} {path}: cannot be read: {error.strerror}") from error
     except (ValueError, LookupError, TypeError) as error:
@@ -184,11 +225,11 @@ def open_jsonl(option: str, path: Path, follow: bool = True) -> tuple[Path | Bin
         ) from error
     try:
         if stream:
-            return open_stream(path), entries  # opened once: its reader ends when it is closed
+            return open_stream(path), records  # opened once: its reader ends when it is closed
         append(path, b"", follow)
     except OSError as error:
         raise SettingsError(f"{option} {path}: cannot be written: {error.strerror}") from error
-    return path, entries
+    return path, records
 
 
 def append_jsonl(target: Path | BinaryIO, record: dict[str, Any], follow: bool = True) -> None:

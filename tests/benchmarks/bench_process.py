@@ -43,7 +43,33 @@ def bench_memory(_device, folder):
             Goal(peaks[200_000] / peaks[2_000], "times the smaller file's", at_most=1.1),
             f"importing torch alone {peak_memory([sys.executable, '-c', 'import torch']):.0f} MB",
         )
+    yield grouped_rows(folder, d)
     yield against_reptrix(folder, n=500, q=10, d=2048)
+
+
+def grouped_rows(folder, d):
+    """Rows of 2 to 18 views a sample, those of a sample scattered over the file."""
+    peaks = {}
+    for n in (2_000, 20_000):
+        path, ids = folder / "rows.npy", folder / "ids.npy"
+        counts = np.random.default_rng(0).integers(2, 19, n)
+        write_embeddings(path, 1, int(counts.sum()), d)
+        rows = np.lib.format.open_memmap(path, "r")[0]
+        np.save(path.with_name("z.npy"), rows)
+        np.save(ids, np.random.default_rng(1).permutation(np.repeat(np.arange(n), counts)))
+        command = [*LIDAR, "score", str(path.with_name("z.npy")), "--group-by", "ids", "--json"]
+        peaks[n] = peak_memory([*command, "--ids", str(ids)])
+    return Line(
+        "memory",
+        f"lidar score --group-by ids, n=20000 q=2..18 d={d}, .npy float32, rows shuffled",
+        "the same at n=2000",
+        "float64",
+        1,
+        peaks[20_000],
+        peaks[2_000],
+        "MB",
+        Goal(peaks[20_000] / peaks[2_000], "times the smaller file's", at_most=1.15),
+    )
 
 
 def against_reptrix(folder, n, q, d):

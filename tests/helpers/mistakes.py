@@ -59,7 +59,7 @@ MISTAKES = (
     Mistake("rank runs/ --confidence 95", 2, "such as 0.95"),
     Mistake("rank runs/ --precision float23", 2, "did you mean float32?"),
     Mistake("rank runs/ --layer backbnoe", 2, "did you mean backbone?"),
-    Mistake("extract ckpt.pt --layer mlp", 2, "backbone, patches, predictor, projector"),
+    Mistake("extract ckpt.pt --layer mlp", 3, "it has backbone, projector", torch=True),
     Mistake("rank runs/ --views simcrl", 2, "did you mean simclr?"),
     Mistake("rank runs/ --format solo", 2, "did you mean solo-learn? (lidar inspect --formats)"),
     Mistake("rank runs/ --branch techer", 2, "did you mean teacher?"),
@@ -89,7 +89,6 @@ MISTAKES = (
     Mistake("probe ckpt.pt", 3, "lidar extract ckpt.pt --data FOLDER -o ckpt.h5"),
     Mistake("probe z.npy", 3, "lidar extract ckpt.pt --data FOLDER"),
     Mistake("inspect z.npy", 3, "lidar score z.npy"),
-    Mistake("rank z.npy", 3, "lidar score z.npy"),
     Mistake("rank page.pt", 3, "saved in place of a download; fetch the file again"),
     Mistake("score page.pt", 3, "a web page, not what was to be downloaded; fetch it again"),
     # outputs

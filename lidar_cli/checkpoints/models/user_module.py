@@ -112,15 +112,20 @@ def without_gradients() -> Iterator[None]:
         yield
 
 
-def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
+def probe(
+    module: nn.Module, label: str, shape: tuple[int, ...] | None = None
+) -> tuple[dict[str, int], int | None]:
     """The width of each layer, and the image size that the module needs, None for any size.
 
     Blank images are embedded. A module with an int attribute `image_size` is tried only at that
-    size. label: the module's name in errors.
+    size. label: the module's name in errors. shape: of an input that is no image.
     Raises SettingsError if the module embeds no image, or does not return rows.
     """
     named = getattr(module, "image_size", None)
     device = next((t.device for t in module.parameters()), torch.device("cpu"))
+    if shape is not None:
+        output = embed(module, torch.zeros(2, *shape, device=device), label)
+        return {layer: rows.shape[1] for layer, rows in output.items()}, None
     sizes = (named,) if isinstance(named, int) else TRIED_SIZES
     reason = ""
     for size in sizes:
@@ -183,8 +188,8 @@ def embed(module: nn.Module, images: Tensor, label: str) -> dict[str, Tensor]:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{label}: forward failed for images {list(images.shape)}: {_first_line(error)}; "
-            "another --image-size may fit",
+            f"{label}: forward failed for inputs {list(images.shape)}: {_first_line(error)}; "
+            "expected a module that takes them, or another --image-size",
             code="model-forward",
         ) from error
     return layers_of(output, len(images), label)

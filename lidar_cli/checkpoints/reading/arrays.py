@@ -13,8 +13,8 @@ import torch
 from lidar_cli.checkpoints.reading.lazy_tensor import ELEMENT_TYPES, ITEMSIZE, LazyTensor
 from lidar_cli.checkpoints.reading.read import describe, read_file
 from lidar_cli.errors import CheckpointError, InputError
-from lidar_cli.features.arrays import select_embeddings, stored_at
-from lidar_cli.features.embeddings import Embeddings, StoredArray
+from lidar_cli.features.arrays import ArrayForm, select_embeddings, stored_at
+from lidar_cli.features.embeddings import Embeddings, StoredArray, with_names
 
 FLOATS = {  # torch's name -> numpy's dtype; int16 for bfloat16, which numpy lacks
     one.name: np.dtype(f"<{one.numpy or 'i2'}")
@@ -23,22 +23,32 @@ FLOATS = {  # torch's name -> numpy's dtype; int16 for bfloat16, which numpy lac
 }
 
 
-def read_tensors(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings:
+def read_tensors(path: Path, form: ArrayForm) -> Embeddings:
     """The embeddings in a tensor, alone or in a dict.
 
-    dataset: name of the tensor, needed if the file holds several.
-    views_per_sample: q, for a tensor (n*q, d).
     Raises InputError if the file cannot be read, or the tensor's shape or type is wrong.
     """
     try:
-        tensors = tensors_of(read_file(path).tree, path)
+        tree = read_file(path).tree
+        tensors = tensors_of(tree, path)
     except CheckpointError as error:
         reason = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
         raise InputError(f"{path}: cannot be read as .npz or .pt: {reason}") from error
     stored = {name: _stored(tensor) for name, tensor in tensors.items()}
-    embeddings = select_embeddings(path, stored, dataset, views_per_sample)
+    embeddings = select_embeddings(path, stored, form)
     tensor = tensors[embeddings.layer]
+    embeddings = with_names(embeddings, lambda name: _values(tree, name))
     return embeddings if _is_contiguous(tensor) else replace(embeddings, in_memory=tensor.nbytes)
+
+
+def _values(tree: Any, name: str) -> list[Any] | None:
+    """The list or the tensor of whole numbers `name` in a dict; None if there is none."""
+    value = tree.get(name) if isinstance(tree, dict) else None
+    if isinstance(value, LazyTensor) and len(value.shape) == 1 and "int" in value.dtype:
+        return value.materialise().tolist()
+    if isinstance(value, list) and all(type(one) in (str, int) for one in value):
+        return value
+    return None
 
 
 def tensors_of(tree: Any, path: Path) -> dict[str, LazyTensor]:

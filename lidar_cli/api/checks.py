@@ -27,6 +27,7 @@ from lidar_cli.runtime.files import HDF5_SIGNATURE, did_you_mean, is_stream, ope
 from lidar_cli.runtime.streams import write_remark
 from lidar_cli.settings import (
     LAYERS,
+    ArraySettings,
     EmbedSettings,
     ExtractSettings,
     FormatSettings,
@@ -95,7 +96,7 @@ def file_kind(path: Path) -> str | None:
 
 
 def check_checkpoint(path: Path, command: str) -> None:
-    """Raise the reason why a path cannot be a checkpoint, or for rank a feature file."""
+    """Raise the reason why a path cannot be a checkpoint, or for rank embeddings."""
     if str(path).startswith(ON_THE_HUB):
         return
     check_exists(path, "no such file; expected a checkpoint")
@@ -105,7 +106,9 @@ def check_checkpoint(path: Path, command: str) -> None:
         weights_path(path)
         return
     kind = _kind_or_none(path)
-    if kind in ARRAYS or (kind == HDF5 and command != "rank"):
+    if kind in (HDF5, *ARRAYS) and command == "rank":
+        return
+    if kind in (HDF5, *ARRAYS):
         raise CheckpointError(
             f"{path}: {kind}, not a checkpoint, which {command} takes. To score what it holds:  "
             f"lidar score {shlex.quote(str(path))}",
@@ -220,6 +223,13 @@ def check_score(settings: ScoreSettings, plot: Path | None) -> None:
             message = f"--plot {plot}: expected a name that ends in .png or .svg"
             raise SettingsError(message, code="wrong-suffix")
     check_groups(settings.groups, settings.confidence)
+    check_grouping(settings)
+
+
+def check_grouping(settings: ArraySettings) -> None:
+    """Raise SettingsError for an option that --group-by excludes."""
+    if settings.group_by is not None and settings.views_per_sample is not None:
+        raise SettingsError("--group-by and --views-per-sample exclude each other; give one")
 
 
 def check_order(settings: OrderSettings, alone: str = "") -> None:
@@ -248,6 +258,7 @@ def check_order(settings: OrderSettings, alone: str = "") -> None:
         )
     check_names(settings)
     check_groups(settings.groups, settings.confidence)
+    check_grouping(settings)
 
 
 def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:

@@ -1,0 +1,194 @@
+"""Samples of any kind by `--data package.module:factory`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from command import run_command
+from formats_rotary import hf_vjepa2
+from literal import assert_close, images
+from make import environment
+from raising import raises
+
+from lidar_cli import extract
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.data.factory import open_items, seeded
+from lidar_cli.errors import CheckpointError, InputError, LidarError, SettingsError
+from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.settings import ExtractSettings
+
+EXAMPLES = Path(__file__).parent / "examples"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+def literal(name: str, seed: int = 0) -> np.ndarray:
+    """Embeddings [n, q, d] of a modality, one item after another."""
+    import modalities
+
+    torch.manual_seed(0)
+    network, dataset = modalities.MODALITIES[name]().eval(), getattr(modalities, name)()
+    rows = []
+    for i in range(len(dataset)):
+        with seeded(seed, i), torch.no_grad():
+            rows.append(network(dataset[i][0]).numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("name", ["audio", "video", "table", "sequences"])
+def test_each_modality_is_embedded_as_by_a_plain_loop(name: str, tmp_path: Path) -> None:
+    import modalities
+
+    torch.manual_seed(0)
+    done = extract(
+        modalities.MODALITIES[name](), f"modalities:{name}", tmp_path / "a.h5", device="cpu",
+        batch_size=7,
+    )  # fmt: skip
+    expected = literal(name)
+    assert (done.n_samples, done.n_views) == expected.shape[:2]
+    with h5py.File(done.path) as file:
+        order = [int(text.decode().split()[1]) for text in file["samples/id"]]
+        assert sorted(order) == list(range(modalities.COUNT))
+        assert file["samples/label"][:].tolist() == [i % 4 for i in order]
+        assert "clean" not in file["embeddings/backbone"]
+        actual = file["embeddings/backbone/views"][:]
+        assert json.loads(file.attrs["provenance"])["views"] == {"name": "own"}
+    np.testing.assert_allclose(actual, expected[order], rtol=1e-5, atol=1e-6)
+
+
+def checkpoint(path: Path, seed: int = 0) -> Path:
+    import modalities
+
+    torch.manual_seed(seed)
+    torch.save(modalities.table_network().state_dict(), path)
+    return path
+
+
+def settings(**fields: Any) -> ExtractSettings:
+    own: dict[str, Any] = {"data": "modalities:table", "model": "modalities:table_network"}
+    return ExtractSettings(**(own | {"device": "cpu"} | fields))
+
+
+def views_in(path: Path) -> np.ndarray:
+    with h5py.File(path) as file:
+        return file["embeddings/backbone/views"][:]
+
+
+def test_workers_and_resuming_change_no_number(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "a.pt")
+    whole = extract_checkpoint(path, settings(output=tmp_path / "whole.h5", batch_size=8)).path
+    more = settings(output=tmp_path / "workers.h5", batch_size=8, workers=1)
+    np.testing.assert_array_equal(views_in(extract_checkpoint(path, more).path), views_in(whole))
+    partial = tmp_path / "part.h5.partial"
+    partial.write_bytes(whole.read_bytes())
+    with h5py.File(partial, "r+") as file:
+        file["samples/done"][20:] = 0
+        file["embeddings/backbone/views"][20:] = 0
+    resumed = extract_checkpoint(path, settings(output=tmp_path / "part.h5", resume=True))
+    assert 0 < resumed.embedded < resumed.n_samples
+    np.testing.assert_array_equal(views_in(resumed.path), views_in(whole))
+
+
+def test_rank_names_the_best_and_answers_from_its_cache(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for seed in range(2):
+        checkpoint(tmp_path / f"runs/m{seed}.pt", seed)
+    words = ["rank", "runs", "--data", "modalities:table", "--model", "modalities:table_network"]
+    where = environment(PYTHONPATH=str(EXAMPLES))
+    first, second = (run_command([*words, "--json"], tmp_path, where) for _ in range(2))
+    assert "assumed q = 3, the first axis of the items" in first.stderr
+    assert "from the cache" not in first.stderr
+    assert second.stderr.count("from the cache") == 2
+    assert json.loads(first.stdout)["checkpoints"] == json.loads(second.stdout)["checkpoints"]
+
+
+class Wrong:
+    """A dataset with a fault in item 3."""
+
+    def __init__(self, item: Callable[[int], Any]) -> None:
+        self.item = item
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, i: int) -> Any:
+        return self.item(i) if i == 3 else (torch.ones(2, 4), f"s{i}")
+
+
+def raise_one(i: int) -> Any:
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "words"),
+    [
+        (raise_one, InputError, "item 3 .*: cannot be read: OSError: the disk is gone"),
+        (lambda i: torch.ones(2, 4), InputError, "item 3 .*: a Tensor; expected"),
+        (lambda i: (torch.ones(2, 5), "s3"), InputError, r"\[2, 5\], and s\d is .*\[2, 4\]"),
+        (lambda i: (torch.full((2, 4), torch.nan), "s3"), InputError, "s3 .*: holds NaN"),
+        (lambda i: (torch.ones(2, 4), "s0"), InputError, "the id 's0' belongs to several"),
+        (lambda i: (torch.ones(2, 4), "s3", "cat"), InputError, "the label is 'cat'"),
+        (lambda i: ("text", "s3"), InputError, "values are str; expected"),
+    ],
+)
+def test_a_wrong_item_is_one_line(
+    item: Callable[[int], Any], error: type[LidarError], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import modalities
+
+    name = f"wrong_{id(item)}"
+    monkeypatch.setattr(modalities, name, lambda: Wrong(item), raising=False)
+    with pytest.raises(error, match=words) as raised:
+        open_items(settings(data=f"modalities:{name}"))
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"data": "nowhere:data"}, "failed: ModuleNotFoundError"),
+        ({"data": "modalities:nothing"}, "failed: AttributeError"),
+        ({"data": "modalities:COUNT"}, "failed: TypeError"),
+        ({"data": "modalities:audio_network"}, "expected|failed"),
+        ({"n_views": 7}, "have 3 views; leave -q out"),
+    ],
+)
+def test_a_wrong_factory_is_one_line(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises((SettingsError, InputError), match=words):
+        open_items(settings(**fields))
+
+
+def test_items_that_change_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import modalities
+
+    unseeded = np.random.default_rng()
+    item = lambda i: (torch.tensor(unseeded.normal(size=(2, 10))), f"s{i}")  # noqa: E731
+    monkeypatch.setattr(modalities, "unseeded", lambda: Wrong(item), raising=False)
+    monkeypatch.setattr(Wrong, "__getitem__", lambda self, i: self.item(i))
+    path = checkpoint(tmp_path / "a.pt")
+    with raises(InputError, code="changed"):
+        extract_checkpoint(path, settings(data="modalities:unseeded", output=tmp_path / "a.h5"))
+
+
+def test_v_jepa_2_takes_clips(tmp_path: Path) -> None:
+    """A clip of one still repeated is that still as so many frames; others differ."""
+    path, still = hf_vjepa2().save(tmp_path), images(16)
+    model = open_checkpoint(path, assume=("frames=6",))
+    model.set_image_size(16)
+    as_frames = model.embed(still, ["backbone"])["backbone"]
+    clip = still.unsqueeze(2).expand(-1, -1, 6, -1, -1)
+    assert_close(model.embed(clip, ["backbone"])["backbone"], as_frames)
+    moving = clip + 0.1 * torch.randn(clip.shape, generator=torch.Generator().manual_seed(0))
+    assert (model.embed(moving, ["backbone"])["backbone"] - as_frames).abs().max() > 1e-4
+    with raises(CheckpointError, code="clip-shape"):
+        model.embed(clip[:, :, :3], ["backbone"])

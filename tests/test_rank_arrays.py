@@ -1,0 +1,147 @@
+"""`rank`, `compare` and `score` of arrays that other programs wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from command import run_command
+from make import environment
+from raising import raises
+from safetensors.torch import save_file
+
+from lidar_cli import write_features
+from lidar_cli.errors import InputError
+from lidar_cli.ranking.session import Ranking, rank_directory
+from lidar_cli.report.ranking import to_json
+from lidar_cli.scoring.run import score_file
+from lidar_cli.settings import RankSettings, ScoreSettings
+
+N, Q, D = 80, 3, 6
+IDS = [f"recording {i}" for i in range(N)]
+
+
+def made(k: int) -> np.ndarray:
+    """Views [N, Q, D] of the same samples by model k."""
+    samples = np.random.default_rng(9).normal(size=(N, 1, D)) * np.linspace(1, 0.3 + 0.05 * k, D)
+    noise = np.random.default_rng(k).normal(size=(N, Q, D))
+    return (samples + 0.4 * noise).astype("f4")
+
+
+def save(path: Path, z: np.ndarray, ids: list[str] | None = IDS) -> None:
+    """An array in the format of the suffix; with ids, where the format can hold them."""
+    extra: dict[str, Any] = {} if ids is None else {"ids": ids}
+    if path.suffix == ".npy":
+        np.save(path, z)
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, z=z, **{name: np.array(some) for name, some in extra.items()})
+    elif path.suffix == ".pt":
+        torch.save({"z": torch.from_numpy(z), **extra}, path)
+    elif path.suffix == ".safetensors":
+        save_file({"z": torch.from_numpy(z)}, path)
+    else:
+        with h5py.File(path, "w") as file:
+            file["z"] = z
+            for name, some in extra.items():
+                file[name] = some
+
+
+def ranked(folder: Path, **settings: Any) -> Ranking:
+    return rank_directory(folder, RankSettings(cache=folder / ".lidar", **settings))
+
+
+def rows_of(ranking: Ranking) -> list[dict[str, Any]]:
+    """What the JSON says of each row, without the path and the file's suffix."""
+    rows = json.loads(to_json(ranking))["checkpoints"]
+    for row in rows:
+        row["name"] = Path(row.pop("path")).stem
+        row["tied_with"] = sorted(Path(path).stem for path in row["tied_with"])
+    return [{key: row[key] for key in row if key not in ("data", "file")} for row in rows]
+
+
+def test_twenty_arrays_are_ranked_as_the_feature_files_with_the_same_numbers(
+    tmp_path: Path,
+) -> None:
+    arrays, features = tmp_path / "arrays", tmp_path / "features"
+    arrays.mkdir()
+    features.mkdir()
+    suffixes = (".npz", ".pt", ".h5", ".npz")
+    for k in range(20):
+        save(arrays / f"model{k}{suffixes[k % 4]}", made(k))
+        write_features(features / f"model{k}.h5", made(k), ids=IDS)
+    np.save(arrays / "losses.npy", np.arange(5.0))
+    of_arrays, of_features = ranked(arrays), ranked(features)
+    assert rows_of(of_arrays) == rows_of(of_features)
+    assert len(of_arrays.groups) == 1
+    assert any(row.tied_with for row in of_arrays.groups[0].rows)
+    assert [Path(file.path).name for file in of_arrays.skipped] == ["losses.npy"]
+
+
+def test_arrays_of_other_samples_are_another_group(tmp_path: Path) -> None:
+    for k, ids in enumerate((IDS, IDS, IDS[::-1])):
+        save(tmp_path / f"model{k}.npz", made(k), ids)
+    assert [len(group.rows) for group in ranked(tmp_path).groups] == [2, 1]
+
+
+def test_ids_of_a_file_and_ids_that_are_assumed(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    for k in range(2):
+        save(runs / f"model{k}.npy", made(k))
+    write_features(runs / "model2.h5", made(2), ids=IDS)
+    (tmp_path / "ids.txt").write_text("\n".join(IDS))
+    ended = run_command(["rank", "runs"], tmp_path, environment())
+    assert "model1.npy and 1 other: assumed the same samples" in ended.stderr
+    assert "--ids" in ended.stderr  # how they become comparable with the feature file
+    assert len(ranked(runs, ids=tmp_path / "ids.txt").groups) == 1
+    words = ["compare", "runs/model0.npy", "runs/model1.npy"]
+    compared = run_command(words, tmp_path, environment())
+    assert compared.returncode == 0, compared.stderr
+    (tmp_path / "ids.txt").write_text("\n".join(IDS[1:]))
+    with raises(InputError, code="nothing-ranked"):
+        ranked(runs, ids=tmp_path / "ids.txt", exclude=("model2.h5",))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".h5", ".safetensors"])
+def test_views_first_are_recognised_by_their_noise_and_named(tmp_path: Path, suffix: str) -> None:
+    path, right = tmp_path / f"z{suffix}", made(0)
+    save(path, np.ascontiguousarray(right.transpose(1, 0, 2)), ids=None)
+    with raises(InputError, code="views-first") as raised:
+        score_file(path, ScoreSettings())
+    assert "--axes qnd" in str(raised.value)
+    save(tmp_path / f"right{suffix}", right, ids=None)
+    (one,) = score_file(path, ScoreSettings(axes="qnd", memory="3kB"))
+    (two,) = score_file(tmp_path / f"right{suffix}", ScoreSettings())
+    assert (one.n_samples, one.n_views) == (N, Q)
+    assert one.value("lidar") == pytest.approx(two.value("lidar"), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "z",
+    [
+        made(0)[:2, :, :],  # fewer samples than views
+        np.random.default_rng(0).normal(size=(Q, N, D)),  # noise: nothing is closer
+        made(0) + np.array([0, 50, 100])[:, None],  # a gap between modalities
+    ],
+    ids=["few", "noise", "modalities"],
+)
+def test_axes_are_not_named_without_a_reason(tmp_path: Path, z: np.ndarray) -> None:
+    np.save(tmp_path / "z.npy", z)
+    score_file(tmp_path / "z.npy", ScoreSettings(metrics="noise_fraction"))
+
+
+def test_what_is_not_embeddings_is_skipped_or_one_line(tmp_path: Path) -> None:
+    save(tmp_path / "good.npy", made(0))
+    np.save(tmp_path / "losses.npy", np.arange(3.0))
+    torch.save({"weight": torch.zeros(3, 4)}, tmp_path / "matrix.pt")
+    save(tmp_path / "ids.npz", made(1), IDS[:-1])
+    ranking = ranked(tmp_path)
+    assert [row.path for row in ranking.groups[0].rows] == [str(tmp_path / "good.npy")]
+    assert {Path(file.path).name for file in ranking.skipped} >= {"losses.npy"}
+    reasons = {Path(file.path).name: file.reason for file in ranking.failed}
+    assert "79 ids for 80 samples" in reasons["ids.npz"]
