@@ -11,15 +11,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from command import run_command
 from formats_rotary import hf_vjepa2
 from literal import assert_close, images
-from make import environment
 from raising import raises
 
+import lidar_cli
 from lidar_cli import extract
 from lidar_cli.checkpoints.open import open_checkpoint
-from lidar_cli.data.factory import open_items, seeded
+from lidar_cli.data.factory import open_items, read_items, seeded
 from lidar_cli.errors import CheckpointError, InputError, LidarError, SettingsError
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.settings import ExtractSettings
@@ -84,11 +83,19 @@ def views_in(path: Path) -> np.ndarray:
         return file["embeddings/backbone/views"][:]
 
 
-def test_workers_and_resuming_change_no_number(tmp_path: Path) -> None:
+def test_a_worker_process_reads_the_same_items() -> None:
+    blocks = [[3, 1], [4]]
+    here, there = (
+        [item.values for block in read_items("modalities:table", 7, blocks, n) for item in block]
+        for n in (0, 1)
+    )
+    for ours, theirs in zip(here, there, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_resumed_file_has_the_numbers_of_the_whole(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "a.pt")
     whole = extract_checkpoint(path, settings(output=tmp_path / "whole.h5", batch_size=8)).path
-    more = settings(output=tmp_path / "workers.h5", batch_size=8, workers=1)
-    np.testing.assert_array_equal(views_in(extract_checkpoint(path, more).path), views_in(whole))
     partial = tmp_path / "part.h5.partial"
     partial.write_bytes(whole.read_bytes())
     with h5py.File(partial, "r+") as file:
@@ -99,17 +106,16 @@ def test_workers_and_resuming_change_no_number(tmp_path: Path) -> None:
     np.testing.assert_array_equal(views_in(resumed.path), views_in(whole))
 
 
-def test_rank_names_the_best_and_answers_from_its_cache(tmp_path: Path) -> None:
-    (tmp_path / "runs").mkdir()
+@pytest.mark.filterwarnings("ignore::lidar_cli.LidarWarning")
+def test_rank_answers_from_its_cache(tmp_path: Path) -> None:
     for seed in range(2):
-        checkpoint(tmp_path / f"runs/m{seed}.pt", seed)
-    words = ["rank", "runs", "--data", "modalities:table", "--model", "modalities:table_network"]
-    where = environment(PYTHONPATH=str(EXAMPLES))
-    first, second = (run_command([*words, "--json"], tmp_path, where) for _ in range(2))
-    assert "assumed q = 3, the first axis of the items" in first.stderr
-    assert "from the cache" not in first.stderr
-    assert second.stderr.count("from the cache") == 2
-    assert json.loads(first.stdout)["checkpoints"] == json.loads(second.stdout)["checkpoints"]
+        checkpoint(tmp_path / f"m{seed}.pt", seed)
+    options = {"data": "modalities:table", "model": "modalities:table_network", "device": "cpu"}
+    first = lidar_cli.rank(tmp_path, **options)
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / ".lidar").glob("*.h5")}
+    assert len(stamps) == 2
+    assert lidar_cli.rank(tmp_path, **options).to_dict() == first.to_dict()
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}  # embedded once
 
 
 class Wrong:

@@ -4,9 +4,9 @@
 
 View noise of sample i has the strength exp(s g_i), g_i normal. Samples have q views, or each its
 number: uniform from 2 to q, or 3 with q in one of ten (no demand at n = 200). Without signal every
-corrected metric must be null in 95 % of the draws, at every strength s. With 8 planted directions and equal
-noise, the count must be that of Wachter's edge alone. What does not reach that is marked, and the
-exit status is 1.
+corrected metric must be null in 95 % of the draws, at every strength s. With 8 planted directions
+and equal noise, the count must be that of Wachter's edge alone. What does not reach that is marked,
+and the exit status is 1.
 """
 
 import argparse
