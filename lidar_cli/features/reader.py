@@ -122,10 +122,8 @@ def read_hdf5(
             raise ValueError(file.unlisted or "it holds no layer")
         names = [name.strip() for name in layers.split(",")]
         if layers == "auto":
-            by_depth = provenance.get("layers")
-            first = by_depth if isinstance(by_depth, list) else []
-            names = [*(name for name in first if name in file.layers)]
-            names += [name for name in file.layers if name not in names]
+            by_depth = [name for name in provenance.get("layers") or () if name in file.layers]
+            names = list(dict.fromkeys([*by_depth, *file.layers]))
         for name in names:
             if name not in file.layers:
                 raise FeatureFileError(

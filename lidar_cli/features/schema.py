@@ -61,7 +61,7 @@ FIELD_TYPES = {  # types of the fields that the program reads; each may be absen
     **dict.fromkeys(("seed", "n_samples", "n_views", "n_clean", "image_size", "batch_size"), int),
     "embedding_revision": int,
     **dict.fromkeys(("layers", "assumptions"), list),
-    **dict.fromkeys(("views", "versions", "assumed"), dict),
+    **dict.fromkeys(("views", "versions", "assumed", "pooling"), dict),
 }
 
 

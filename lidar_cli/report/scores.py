@@ -65,10 +65,8 @@ def record(score: Score) -> dict[str, Any]:
 
 def depth(score: Score) -> int | None:
     """The place of the layer among those of its file, 1 the shallowest; None if unknown."""
-    layers = score.provenance.get("layers")
-    if not isinstance(layers, list) or score.layer not in layers:
-        return None
-    return layers.index(score.layer) + 1
+    layers = score.provenance.get("layers") or []
+    return layers.index(score.layer) + 1 if score.layer in layers else None
 
 
 def to_json(scores: Sequence[Score]) -> str:
