@@ -140,8 +140,11 @@ def test_what_is_not_embeddings_is_skipped_or_one_line(tmp_path: Path) -> None:
     np.save(tmp_path / "losses.npy", np.arange(3.0))
     torch.save({"weight": torch.zeros(3, 4)}, tmp_path / "matrix.pt")
     save(tmp_path / "ids.npz", made(1), IDS[:-1])
+    np.save(tmp_path / "confusion.npy", np.eye(100))
     ranking = ranked(tmp_path)
     assert [row.path for row in ranking.groups[0].rows] == [str(tmp_path / "good.npy")]
-    assert {Path(file.path).name for file in ranking.skipped} >= {"losses.npy"}
+    assert {Path(file.path).name for file in ranking.skipped} >= {"losses.npy", "confusion.npy"}
     reasons = {Path(file.path).name: file.reason for file in ranking.failed}
     assert "79 ids for 80 samples" in reasons["ids.npz"]
+    by_rows = ranked(tmp_path, by="rankme", include=("confusion.npy",))
+    assert by_rows.groups[0].rows[0].value == pytest.approx(100, rel=1e-4)
