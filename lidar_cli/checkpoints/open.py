@@ -232,7 +232,9 @@ def _wrap(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
     if names := inner_names(layer, (*widths, PATCHES)):
-        inner, assumption = user_module.inner_layers(module, names, image_size, widths, label)
+        inner, assumption = user_module.inner_layers(
+            module, names, image_size, widths, label, shape
+        )
         description = dataclasses.replace(
             _with_inner(description, inner), assumptions=(assumption,) if assumption else ()
         )
