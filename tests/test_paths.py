@@ -248,7 +248,7 @@ def test_links_and_files_that_are_named(here: Path, rank: Shell) -> None:
     assert skipped == {
         "gone.pt": "a link to nothing: nowhere.pt",
         "log.txt": "neither a checkpoint nor a feature file",
-        "z.npy": "found z (3,); expected one of (n, q, d) or (N, d)",
+        "z.npy": "found z (3); expected one of (n, q, d) or (N, d)",
     }
     assert paths_of(ranked(rank(Path("a"), "--json"))) == ["a"]  # a checkpoint without a suffix
     done = rank(Path("log.txt"))
