@@ -46,8 +46,11 @@ def stored(path: Path, part: str = "views", layer: str = "embedding") -> Any:
 
 @pytest.mark.parametrize(
     "given",
-    [made(), made().tolist(), torch.tensor(made(), requires_grad=True), made().astype("f2")],
-    ids=["numpy", "list", "tensor", "float16"],
+    [
+        *(made(), np.broadcast_to(made(), (N, Q, D)), made().tolist()),
+        *(torch.tensor(made(), requires_grad=True), made().astype("f2")),
+    ],
+    ids=["numpy", "read-only", "list", "tensor", "float16"],
 )
 def test_any_array_is_written(tmp_path: Path, given: Any) -> None:
     path = lidar_cli.write_features(tmp_path / "a.h5", given, clean=made()[:, 0], labels=[1] * N)

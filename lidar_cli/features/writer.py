@@ -833,8 +833,11 @@ def contiguous_blocks(indices: Sequence[int]) -> Iterator[range]:
 
 
 def as_tensor(rows: Rows) -> Tensor:
-    """An array, a list or a tensor as a tensor."""
-    return rows if isinstance(rows, Tensor) else torch.as_tensor(np.asarray(rows))
+    """An array, a list or a tensor as a tensor; an array that must not be written is copied."""
+    if isinstance(rows, Tensor):
+        return rows
+    array = np.asarray(rows)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _as_stored(
