@@ -18,10 +18,17 @@ from make import environment
 from raising import raises
 
 import lidar_cli
-from lidar_cli.errors import DegenerateFeatures, FeatureFileError, SettingsError, Unresumable
+from lidar_cli.errors import (
+    DegenerateFeatures,
+    FeatureFileError,
+    InputError,
+    SettingsError,
+    Unresumable,
+)
 from lidar_cli.features.inspect import inspect_features
 from lidar_cli.features.reader import read_hdf5, read_names
 from lidar_cli.features.schema import partial_path
+from lidar_cli.probing.data import open_members
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ScoreSettings
 
@@ -159,6 +166,13 @@ def test_files_of_a_script_without_this_package(tmp_path: Path, with_ids: bool) 
     (report,) = json.loads(inspected.stdout)
     assert report["ids"] == with_ids
     assert "checksums" in report["missing"]
+
+
+def test_views_alone_cannot_be_probed(tmp_path: Path) -> None:
+    labels = [i % 2 for i in range(N)]
+    path = lidar_cli.write_features(tmp_path / "a.h5", made(), labels=labels)
+    with raises(InputError, code="no-clean"):
+        open_members(path, None, "auto", 0, hold_out=False, device=torch.device("cpu"))
 
 
 def test_inspect_finds_what_is_broken(tmp_path: Path) -> None:
