@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from lidar_cli import write_features
 from lidar_cli.errors import InputError
 from lidar_cli.ranking.session import Ranking, rank_directory
+from lidar_cli.ranking.watch import ScoredCheckpoint, follow
 from lidar_cli.report.ranking import to_json
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import RankSettings, ScoreSettings
@@ -105,6 +106,21 @@ def test_ids_of_a_file_and_ids_that_are_assumed(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("\n".join(IDS[1:]))
     with raises(InputError, code="nothing-ranked"):
         ranked(runs, ids=tmp_path / "ids.txt", exclude=("model2.h5",))
+
+
+def test_watch_scores_arrays_as_they_come(tmp_path: Path) -> None:
+    save(tmp_path / "a.npy", made(0))
+    settings = RankSettings(cache=tmp_path / ".lidar", watch_for=0, interval=0.05)
+    (scored,) = follow(tmp_path, settings)
+    assert isinstance(scored, ScoredCheckpoint)
+    (one,) = score_file(tmp_path / "a.npy", ScoreSettings())
+    assert scored.row.value == pytest.approx(one.value("lidar"), rel=1e-9)
+    recorded = {(scored.row.path, scored.key)}
+    assert not list(follow(tmp_path, settings, recorded=recorded))
+    save(tmp_path / "a.npy", made(1))  # other numbers of the same size, later
+    (again,) = follow(tmp_path, settings, recorded=recorded)
+    assert isinstance(again, ScoredCheckpoint)
+    assert again.row.value != scored.row.value
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".h5", ".safetensors"])
