@@ -151,6 +151,19 @@ def test_axes_are_not_named_without_a_reason(tmp_path: Path, z: np.ndarray) -> N
     score_file(tmp_path / "z.npy", ScoreSettings(metrics="noise_fraction"))
 
 
+def test_ids_of_rows_must_agree_with_the_order_of_views(tmp_path: Path) -> None:
+    rows = made(0).transpose(1, 0, 2).reshape(-1, D)  # view by view, and not sample by sample
+    np.savez(tmp_path / "z.npz", z=rows, ids=np.tile(IDS, Q))
+    with pytest.raises(InputError, match="ids of rows, which differ within a sample"):
+        score_file(tmp_path / "z.npz", ScoreSettings(views_per_sample=Q))
+
+
+def test_hdf5_with_views_first_is_ranked(tmp_path: Path) -> None:
+    save(tmp_path / "a.h5", np.ascontiguousarray(made(0).transpose(1, 0, 2)), ids=None)
+    (row,) = ranked(tmp_path, axes="qnd").groups[0].rows
+    assert (row.score.n_samples, row.score.n_views) == (N, Q)
+
+
 def test_what_is_not_embeddings_is_skipped_or_one_line(tmp_path: Path) -> None:
     save(tmp_path / "good.npy", made(0))
     np.save(tmp_path / "losses.npy", np.arange(3.0))

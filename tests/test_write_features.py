@@ -168,6 +168,22 @@ def test_files_of_a_script_without_this_package(tmp_path: Path, with_ids: bool) 
     assert "checksums" in report["missing"]
 
 
+def test_what_numpy_users_have_is_taken_or_refused_in_one_line(tmp_path: Path) -> None:
+    turned = made()[:, ::-1]  # negative strides
+    path = lidar_cli.write_features(tmp_path / "a.h5", turned, ids=np.array(IDS))
+    np.testing.assert_array_equal(stored(path), turned.astype("f4"))
+    swapped = made().astype(">f4")
+    lidar_cli.write_features(tmp_path / "b.h5", swapped)
+    np.testing.assert_array_equal(stored(tmp_path / "b.h5"), made().astype("f4"))
+    with pytest.raises(SettingsError, match="object; expected"):
+        lidar_cli.write_features(tmp_path / "d.h5", made().astype(object))
+    with (
+        pytest.raises(SettingsError, match="no sample True"),
+        lidar_cli.FeatureWriter(tmp_path / "e.h5", n_samples=N, n_views=Q, dim=D) as writer,
+    ):
+        writer.write(np.ones(N, bool).tolist(), made())
+
+
 def test_views_alone_cannot_be_probed(tmp_path: Path) -> None:
     labels = [i % 2 for i in range(N)]
     path = lidar_cli.write_features(tmp_path / "a.h5", made(), labels=labels)

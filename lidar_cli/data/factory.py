@@ -15,6 +15,7 @@ import importlib
 import random
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from lidar_cli.errors import InputError, SettingsError, first_line
 from lidar_cli.settings import DefaultCount, SampleSettings
 
 BAD = "bad-item"
+BLOCK_BYTES = 2**26  # of items that are read at a time to name and check them
 EXPECTED = "expected (tensor [q, ...], id) or (tensor [q, ...], id, label)"
 
 
@@ -98,7 +100,8 @@ def open_items(settings: SampleSettings) -> Items:
     first = _read(data, dataset, order[0], settings.seed)
     n_views = view_count(settings, dataset, first.values)
     ids, labels, checksums = list[str](), list[int](), list[int]()
-    blocks = [order[at : at + 64] for at in range(0, len(order), 64)]
+    length = max(1, min(64, BLOCK_BYTES // max(1, first.values.nbytes)))
+    blocks = [order[at : at + length] for at in range(0, len(order), length)]
     for block in read_items(data, settings.seed, blocks, settings.workers or 0):
         for item in block:
             _check(data, item, first)
@@ -106,7 +109,7 @@ def open_items(settings: SampleSettings) -> Items:
             labels.append(item.label)
             checksums.append(checksum(item.values))
     if len(set(ids)) < len(ids):
-        twice = next(name for at, name in enumerate(ids) if name in ids[:at])
+        twice = Counter(ids).most_common(1)[0][0]
         raise InputError(
             f"--data {data}: the id {twice!r} belongs to several items; expected distinct ids",
             code="same-ids",
@@ -217,10 +220,14 @@ def read_items(
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
     )
-    yield from loader
+    for block in loader:
+        for item in block:
+            if isinstance(item, InputError):
+                raise item
+        yield block
 
 
-class Seeded(Dataset[Item]):
+class Seeded(Dataset["Item | InputError"]):
     """A dataset whose items are read with seeded random numbers; it is made again in a process."""
 
     def __init__(self, data: str, seed: int) -> None:
@@ -229,8 +236,11 @@ class Seeded(Dataset[Item]):
     def __len__(self) -> int:
         return len(make(self.data))
 
-    def __getitem__(self, number: int) -> Item:
-        return _read(self.data, make(self.data), number, self.seed)
+    def __getitem__(self, number: int) -> Item | InputError:
+        try:
+            return _read(self.data, make(self.data), number, self.seed)
+        except InputError as error:  # a worker process would raise it with its traceback as text
+            return error
 
 
 def _read(data: str, dataset: Any, number: int, seed: int) -> Item:
@@ -247,18 +257,23 @@ def _read(data: str, dataset: Any, number: int, seed: int) -> Item:
     if not isinstance(item, tuple | list) or len(item) not in (2, 3):
         raise InputError(f"{name} (in {data}): a {type(item).__name__}; {EXPECTED}", code=BAD)
     values, label = item[0], item[2] if len(item) == 3 else UNKNOWN
-    values = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    if (
+        isinstance(values, np.ndarray)
+        and values.dtype.kind in "fiub"
+        and values.dtype.itemsize <= 8
+    ):
+        values = torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), ["C", "W"]))
     if not isinstance(values, Tensor) or values.dim() < 1 or not values.numel():
         kind = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise InputError(f"{name} (in {data}): values are {kind}; {EXPECTED}", code=BAD)
     try:
         number_of_class = int(label)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{name} (in {data}): the label is {label!r:.50}; expected a class number",
             code=BAD,
         ) from error
-    values = values.detach().cpu()
+    values = values.detach().to_dense().cpu() if values.is_sparse else values.detach().cpu()
     values = values.float() if values.is_floating_point() else values
     return Item(values.contiguous(), str(item[1]), number_of_class)
 

@@ -89,8 +89,15 @@ def with_names(embeddings: Embeddings, read: Callable[[str], Sequence[Any] | Non
     values = {name: read(name) for name in ("ids", "labels")}
     count, q = len(embeddings.span), embeddings.shape[1]
     for name, some in values.items():
-        if some is not None and q and len(some) == q * count:  # of rows that are views
-            values[name] = some = some[::q]
+        if some is not None and q > 1 and len(some) == q * count:  # of rows that are views
+            differ = any(some[k::q] != some[::q] for k in range(1, q))
+            if differ and name == "ids":
+                raise InputError(
+                    f"{embeddings.file}: {len(some)} ids of rows, which differ within a sample of "
+                    f"{q} rows; expected the views of a sample one after another; or group rows by "
+                    "their ids: --group-by ids"
+                )
+            values[name] = some = None if differ else some[::q]
         if some is not None and len(some) != count:
             raise InputError(
                 f"{embeddings.file}: {len(some)} {name} for {count} samples; expected one for each"

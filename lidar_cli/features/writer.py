@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -136,7 +137,9 @@ class FeatureWriter:
         if resume and partial_path(opened).exists():
             self._resume(opened, layout, record, None, overwrite)
         else:
-            self._create(opened, layout, ids and names, labels, record, None, (), overwrite)
+            self._create(
+                opened, layout, None if ids is None else names, labels, record, None, (), overwrite
+            )
         self._finishes = True
         self._index.update((name, at) for at, name in enumerate(names))
 
@@ -353,10 +356,11 @@ class FeatureWriter:
 
     def _indices(self, samples: Sequence[int] | Sequence[str]) -> Sequence[int]:
         """Numbers of samples that are given by number or by id. Raises SettingsError."""
-        if isinstance(samples, range):
-            return samples
+        within = isinstance(samples, range) and samples and samples.step == 1
+        if within and samples[0] in self.span and samples[-1] in self.span:
+            return samples  # type: ignore[return-value]
         indices = [
-            self._index.get(one, -1) if isinstance(one, str) else int(one) for one in samples
+            self._index.get(one, -1) if isinstance(one, str) else _number(one) for one in samples
         ]
         for one, index in zip(samples, indices, strict=True):
             if index not in self.span:
@@ -832,12 +836,26 @@ def contiguous_blocks(indices: Sequence[int]) -> Iterator[range]:
             start = at
 
 
+def _number(sample: Any) -> int:
+    """The number of a sample; -1 for what is no whole number, such as an element of a mask."""
+    if isinstance(sample, bool | np.bool_):
+        return -1
+    try:
+        return operator.index(sample)
+    except TypeError:
+        return -1
+
+
 def as_tensor(rows: Rows) -> Tensor:
     """An array, a list or a tensor as a tensor; an array that must not be written is copied."""
     if isinstance(rows, Tensor):
         return rows
+    if isinstance(rows, list | tuple) and any(isinstance(one, Tensor) for one in rows):
+        return torch.stack([as_tensor(one) for one in rows])
     array = np.asarray(rows)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+        raise SettingsError(f"embeddings are {array.dtype}; expected floating-point numbers")
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
 
 
 def _as_stored(

@@ -157,7 +157,8 @@ def open_array(path: Path | Embeddings, settings: OrderSettings) -> Embeddings:
 def open_layer(path: Path | Embeddings, settings: OrderSettings) -> Embeddings:
     """One layer of a feature file, or an array. Raises as `read_hdf5` and `open_array`."""
     if isinstance(path, Path) and settings.dataset is None and is_hdf5(path):
-        (embeddings,) = read_hdf5(path, settings.layer)
+        form = ArrayForm(None, settings.views_per_sample, settings.axes)
+        (embeddings,) = read_hdf5(path, settings.layer, form)
         if embeddings.provenance:
             return embeddings
     return open_array(path, settings)
@@ -178,7 +179,8 @@ def with_ids(embeddings: Embeddings, file: Path | None) -> Embeddings:
             f"--ids {file}: {len(ids)} ids, {distinct} of them distinct; expected one for "
             f"each of the {count} samples of {embeddings.file}"
         )
-    return replace(embeddings, names=lambda: Names(ids, None))
+    labels = embeddings.names().labels if embeddings.names else None
+    return replace(embeddings, names=lambda: Names(ids, labels))
 
 
 def _read_array(path: Path, start: bytes, form: ArrayForm) -> Embeddings:
