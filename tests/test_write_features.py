@@ -98,6 +98,8 @@ def test_batches_in_any_order_are_resumed(tmp_path: Path) -> None:
         with lidar_cli.FeatureWriter(path, **begun, resume=True) as writer:
             assert np.flatnonzero(writer.done).tolist() == [3, 7, 8, 40]
     assert partial_path(path).exists()  # it can still be resumed
+    with pytest.raises(Unresumable, match="labels_sha256 differ"):
+        lidar_cli.FeatureWriter(path, **begun, labels=[1] * N, resume=True)
     with pytest.raises(Unresumable, match="samples_sha256 differ"):
         lidar_cli.FeatureWriter(path, **{**begun, "ids": IDS[::-1]}, resume=True)
     with lidar_cli.FeatureWriter(path, **begun, resume=True) as writer:
@@ -119,6 +121,7 @@ def test_batches_in_any_order_are_resumed(tmp_path: Path) -> None:
         ({"views": made(), "ids": ["a"] * N}, SettingsError, "'a' belongs to several samples"),
         ({"views": made(), "ids": ["a"]}, SettingsError, "1 ids for 60 samples"),
         ({"views": made(), "layer": "a/b"}, SettingsError, "without slash"),
+        ({"views": made(), "labels": [0.7] * N}, SettingsError, "a label is 0.7"),
         ({"views": made(), "storage": "int8"}, SettingsError, "int8"),
         ({"views": made(), "provenance": {"seed": "a"}}, SettingsError, "seed is a str"),
         ({"views": made(), "provenance": {"model": print}}, SettingsError, "dict of JSON"),

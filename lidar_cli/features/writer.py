@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import numbers
 import operator
 import os
 from collections import Counter
@@ -794,6 +795,9 @@ def check_samples(
     if len(names) != n or (labels is not None and len(labels) != n):
         what, count = ("ids", len(names)) if len(names) != n else ("labels", len(labels or ()))
         raise SettingsError(f"{count} {what} for {n} samples; expected one for each")
+    for label in () if labels is None else labels:
+        if not isinstance(label, numbers.Integral) or not -(2**63) <= label < 2**63:
+            raise SettingsError(f"a label is {label!r:.50}; expected class numbers, -1 unknown")
     if len(set(names)) != n:
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise SettingsError(
@@ -820,7 +824,9 @@ def own_provenance(
         "n_clean": layout.n_clean if layout.has_clean else 0,
         "storage": layout.storage,
     }
-    record = sizes | ({} if ids is None else {"samples_sha256": ids_digest(ids)}) | dict(given)
+    record = ({} if ids is None else {"samples_sha256": ids_digest(ids)}) | dict(given) | sizes
+    if labels is not None:
+        record["labels_sha256"] = ids_digest(map(str, labels))
     try:
         return parse_provenance(json.dumps(record))
     except (TypeError, ValueError) as error:
