@@ -313,47 +313,55 @@ class FeatureWriter:
         """
         indices = self._indices(samples)
         parts = self._rows("views", views, indices), self._rows("clean", clean, indices)
-        for block in contiguous_blocks(indices):
-            of_views, of_clean = (
-                {layer: rows[block.start : block.stop] for layer, rows in part.items()}
-                for part in parts
-            )
-            some = range(indices[block.start], indices[block.stop - 1] + 1)
-            self._write_block(some, of_views, of_clean)
-
-    def _write_block(
-        self, samples: range, views: Mapping[str, Samples], clean: Mapping[str, Samples]
-    ) -> None:
-        """Write contiguous samples. Raises as `write`."""
-        first, last = samples.start - self.span.start, samples.stop - self.span.start
-        no_clean = np.empty((len(samples), 0), np.float32)
+        blocks = list(contiguous_blocks(indices))
         try:
-            for layer, group in self._file["embeddings"].items():
-                stored = {
-                    part: _as_stored(of[layer], group[part].dtype.name, layer, samples.start)
-                    for part, of in (("views", views), ("clean", clean))
-                    if layer in of
-                }
-                for part, rows in stored.items():
-                    if isinstance(rows, list):
-                        assert self._first_rows is not None
-                        begin, end = self._first_rows[first], self._first_rows[last]
-                        group[part][begin:end] = np.concatenate(rows)
-                    else:
-                        group[part][first : first + len(rows)] = rows
-                of_clean = stored.get("clean", no_clean)
-                assert isinstance(of_clean, np.ndarray)
-                sums = checksums_of(stored.get("views", NO_VIEWS), of_clean)
-                group["crc32"][first:last] = sums
-            self._file.flush()
-            self._file["samples/done"][first:last] = 1
-            self._file.flush()
-            self._name_partial()
+            for block in blocks:
+                of_views, of_clean = (
+                    {layer: rows[block.start : block.stop] for layer, rows in part.items()}
+                    for part in parts
+                )
+                some = range(indices[block.start], indices[block.stop - 1] + 1)
+                self._write_block(some, of_views, of_clean)
+            self._mark_done(np.asarray(indices) - self.span.start)
         except FileExistsError as error:
             raise in_use_error(partial_path(self.path)) from error
         except (OSError, RuntimeError) as error:
             raise _unwritable(self._partial, error) from error
-        self.done[first:last] = True
+
+    def _write_block(
+        self, samples: range, views: Mapping[str, Samples], clean: Mapping[str, Samples]
+    ) -> None:
+        """Write the rows and checksums of contiguous samples."""
+        first, last = samples.start - self.span.start, samples.stop - self.span.start
+        no_clean = np.empty((len(samples), 0), np.float32)
+        for layer, group in self._file["embeddings"].items():
+            stored = {
+                part: _as_stored(of[layer], group[part].dtype.name, layer, samples.start)
+                for part, of in (("views", views), ("clean", clean))
+                if layer in of
+            }
+            for part, rows in stored.items():
+                if isinstance(rows, list):
+                    assert self._first_rows is not None
+                    begin, end = self._first_rows[first], self._first_rows[last]
+                    group[part][begin:end] = np.concatenate(rows)
+                else:
+                    group[part][first : first + len(rows)] = rows
+            of_clean = stored.get("clean", no_clean)
+            assert isinstance(of_clean, np.ndarray)
+            sums = checksums_of(stored.get("views", NO_VIEWS), of_clean)
+            group["crc32"][first:last] = sums
+
+    def _mark_done(self, positions: np.ndarray) -> None:
+        """Mark samples done whose rows have been written, once these are on the disk."""
+        self._file.flush()
+        done = self.done.copy()
+        done[positions] = True
+        first, last = int(positions.min()), int(positions.max()) + 1
+        self._file["samples/done"][first:last] = done[first:last].astype(np.uint8)
+        self._file.flush()
+        self._name_partial()
+        self.done[:] = done
 
     def _indices(self, samples: Sequence[int] | Sequence[str]) -> Sequence[int]:
         """Numbers of samples that are given by number or by id. Raises SettingsError."""
