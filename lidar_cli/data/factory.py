@@ -15,6 +15,7 @@ import importlib
 import random
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from lidar_cli.data.check import is_factory
 from lidar_cli.data.dataset import Samples, shuffled
 from lidar_cli.data.labels import UNKNOWN
-from lidar_cli.errors import InputError, SettingsError, first_line
+from lidar_cli.errors import InputError, LidarError, SettingsError, first_line
 from lidar_cli.settings import DefaultCount, SampleSettings
 
 BAD = "bad-item"
@@ -106,7 +107,7 @@ def open_items(settings: SampleSettings) -> Items:
             labels.append(item.label)
             checksums.append(checksum(item.values))
     if len(set(ids)) < len(ids):
-        twice = next(name for at, name in enumerate(ids) if name in ids[:at])
+        twice = Counter(ids).most_common(1)[0][0]
         raise InputError(
             f"--data {data}: the id {twice!r} belongs to several items; expected distinct ids",
             code="same-ids",
@@ -217,11 +218,25 @@ def read_items(
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
     )
-    yield from loader
+    try:
+        for block in loader:
+            for item in block:
+                if isinstance(item, LidarError):
+                    raise item
+            yield block
+    except RuntimeError as error:  # DataLoader's, of a process that ended
+        raise InputError(
+            f"--data {data}: a process that reads items ended: {first_line(error)}; lower "
+            "--workers",
+            code="worker-died",
+        ) from error
 
 
-class Seeded(Dataset[Item]):
-    """A dataset whose items are read with seeded random numbers; it is made again in a process."""
+class Seeded(Dataset[Item | LidarError]):
+    """A dataset whose items are read with seeded random numbers; it is made again in a process.
+
+    An item that cannot be read is its error, which DataLoader would raise with a traceback as text.
+    """
 
     def __init__(self, data: str, seed: int) -> None:
         self.data, self.seed = data, seed
@@ -229,8 +244,11 @@ class Seeded(Dataset[Item]):
     def __len__(self) -> int:
         return len(make(self.data))
 
-    def __getitem__(self, number: int) -> Item:
-        return _read(self.data, make(self.data), number, self.seed)
+    def __getitem__(self, number: int) -> Item | LidarError:
+        try:
+            return _read(self.data, make(self.data), number, self.seed)
+        except LidarError as error:
+            return error.with_traceback(None)
 
 
 def _read(data: str, dataset: Any, number: int, seed: int) -> Item:
@@ -258,6 +276,12 @@ def _read(data: str, dataset: Any, number: int, seed: int) -> Item:
             f"{name} (in {data}): the label is {label!r:.50}; expected a class number",
             code=BAD,
         ) from error
+    if values.is_complex() or values.dtype == torch.bool or values.layout != torch.strided:
+        raise InputError(
+            f"{name} (in {data}): values are {values.layout} {values.dtype}; expected dense real "
+            "numbers, such as torch.view_as_real of complex ones",
+            code=BAD,
+        )
     values = values.detach().cpu()
     values = values.float() if values.is_floating_point() else values
     return Item(values.contiguous(), str(item[1]), number_of_class)
