@@ -22,6 +22,7 @@ from lidar_cli.data.factory import open_items, read_items, seeded
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import CheckpointError, InputError, LidarError, SettingsError
 from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.runtime.device import RankInfo
 from lidar_cli.settings import ExtractSettings
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -96,7 +97,7 @@ def test_a_worker_process_reads_the_same_items() -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_a_resumed_file_has_the_numbers_of_the_whole(tmp_path: Path) -> None:
+def test_a_resumed_and_a_shared_file_have_the_numbers_of_the_whole(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "a.pt")
     whole = extract_checkpoint(path, settings(output=tmp_path / "whole.h5", batch_size=8)).path
     partial = tmp_path / "part.h5.partial"
@@ -107,6 +108,10 @@ def test_a_resumed_file_has_the_numbers_of_the_whole(tmp_path: Path) -> None:
     resumed = extract_checkpoint(path, settings(output=tmp_path / "part.h5", resume=True))
     assert 0 < resumed.embedded < resumed.n_samples
     np.testing.assert_array_equal(views_in(resumed.path), views_in(whole))
+    shared = settings(output=tmp_path / "shared.h5", batch_size=8)
+    parts = [extract_checkpoint(path, shared, rank_info=RankInfo(rank, 2)) for rank in (0, 1)]
+    assert parts[0].embedded > 0 < parts[1].embedded
+    np.testing.assert_array_equal(views_in(tmp_path / "shared.h5"), views_in(whole))
 
 
 @pytest.mark.filterwarnings("ignore::lidar_cli.LidarWarning")
