@@ -160,7 +160,8 @@ def shortened(text: str) -> str:
 
 def nearest(word: str, names: list[str]) -> str:
     """A phrase for a message: the name closest to a mistyped word, or else all names."""
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
     if close:
-        return f"did you mean {close[0]}?"
+        return f"did you mean {lower[close[0]]}?"
     return f"known: {', '.join(sorted(names))}"

@@ -73,7 +73,7 @@ def rank(
     lidar rank runs/ --data photos/ -n 500         fewer images, sooner done
     lidar rank a.pt b.pt 'runs/*/last.ckpt'        files and patterns
     lidar rank runs/ --report ranking.html         the same as a page with charts
-    best=$(lidar rank runs/ --top 1 --quiet)       for scripts
+    best=$(lidar rank runs/ --data photos/ --top 1 --quiet)   for scripts
     """
     form = form_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     one_of(columns=columns, all=everything)

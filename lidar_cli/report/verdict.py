@@ -400,12 +400,15 @@ def _labels_instead(group: Group, ranking: Ranking) -> Iterator[Advice]:
         return
     probe: dict[str, object] = {"oracle": "probe", "labels_per_class": LABELS}
     if ranking.has_labels:
-        text = f"where no metric is to be believed, order by {LABELS} labelled images a class."
+        text = (
+            "where no metric is to be believed, see which is best by "
+            f"{LABELS} labelled images a class."
+        )
         yield Advice(text, ranking_command(ranking, **probe))
     else:
         text = (
             f"where no metric is to be believed, label a hundred images, in a folder a class below "
-            f"{LABELLED}, and order by these labels."
+            f"{LABELLED}, and see which is best by these labels."
         )
         more = {"data": LABELLED, "n_samples": LABELLED_IMAGES}
         yield Advice(text, ranking_command(ranking, **more, **probe))
