@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lidar_cli.errors import SettingsError, first_line, nearest, shortened
-from lidar_cli.settings import COMMANDS, EMBEDDED, EMBEDDED_DEFAULTS, DefaultCount
+from lidar_cli.settings import COMMANDS, EMBEDDED, EMBEDDED_DEFAULTS, FACTORY_NAME, DefaultCount
 
 CONFIG_NAME = "lidar.toml"
 KEYWORD = "keyword"  # the origin of a value from Python
@@ -144,7 +144,8 @@ def _as_pairs(assume: Any) -> Any:
 def _read_unnamed(path: Path, command: str) -> dict[str, Any]:
     """`read_config` of a file in the current folder that the user did not name.
 
-    Raises SettingsError if it sets one of NAMED_ONLY or belongs to another user.
+    Raises SettingsError if it sets one of NAMED_ONLY, or `data` to a factory, or belongs to another
+    user.
     """
     if hasattr(os, "geteuid") and path.stat().st_uid not in (os.geteuid(), 0):
         raise SettingsError(
@@ -153,8 +154,8 @@ def _read_unnamed(path: Path, command: str) -> dict[str, Any]:
             code="foreign-config",
         )
     keys = read_config(path, command)
-    for name in NAMED_ONLY:
-        if name in keys:
+    for name in (*NAMED_ONLY, "data"):
+        if name in keys and (name != "data" or FACTORY_NAME.fullmatch(str(keys[name]))):
             raise SettingsError(
                 f"./{path} was found here and sets {name}, which may run code or write elsewhere; "
                 f"read it, then name it with --config {path}, or remove that line",

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import Field, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+FACTORY_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # package.module:factory
 EMBEDDED = "embedded"  # the value of --data for small images derived from those of scikit-learn
 EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first try anywhere
 

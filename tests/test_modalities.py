@@ -19,8 +19,10 @@ import lidar_cli
 from lidar_cli import extract
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.data.factory import open_items, read_items, seeded
+from lidar_cli.data.open import open_samples
 from lidar_cli.errors import CheckpointError, InputError, LidarError, SettingsError
 from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.runtime.device import RankInfo
 from lidar_cli.settings import ExtractSettings
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -84,16 +86,18 @@ def views_in(path: Path) -> np.ndarray:
 
 
 def test_a_worker_process_reads_the_same_items() -> None:
-    blocks = [[3, 1], [4]]
-    here, there = (
-        [item.values for block in read_items("modalities:table", 7, blocks, n) for item in block]
-        for n in (0, 1)
-    )
+    blocks, unreadable = [[3, 1], [4]], [10**30]  # no seed of a generator
+    here, there = list[torch.Tensor](), list[torch.Tensor]()
+    for values, workers in ((here, 0), (there, 1)):
+        with raises(InputError, code="bad-item") as caught:
+            for block in read_items("modalities:table", 7, [*blocks, unreadable], workers):
+                values += [item.values for item in block]
+        assert str(caught.value).isprintable()
     for ours, theirs in zip(here, there, strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_a_resumed_file_has_the_numbers_of_the_whole(tmp_path: Path) -> None:
+def test_a_resumed_and_a_shared_file_have_the_numbers_of_the_whole(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "a.pt")
     whole = extract_checkpoint(path, settings(output=tmp_path / "whole.h5", batch_size=8)).path
     partial = tmp_path / "part.h5.partial"
@@ -104,6 +108,10 @@ def test_a_resumed_file_has_the_numbers_of_the_whole(tmp_path: Path) -> None:
     resumed = extract_checkpoint(path, settings(output=tmp_path / "part.h5", resume=True))
     assert 0 < resumed.embedded < resumed.n_samples
     np.testing.assert_array_equal(views_in(resumed.path), views_in(whole))
+    shared = settings(output=tmp_path / "shared.h5", batch_size=8)
+    parts = [extract_checkpoint(path, shared, rank_info=RankInfo(rank, 2)) for rank in (0, 1)]
+    assert parts[0].embedded > 0 < parts[1].embedded
+    np.testing.assert_array_equal(views_in(tmp_path / "shared.h5"), views_in(whole))
 
 
 @pytest.mark.filterwarnings("ignore::lidar_cli.LidarWarning")
@@ -138,6 +146,7 @@ def raise_one(i: int) -> Any:
 @pytest.mark.parametrize(
     ("item", "error", "words"),
     [
+        (lambda i: (torch.ones(2, 4) > 0, "s3"), InputError, r"torch.bool; expected dense real"),
         (raise_one, InputError, "item 3 .*: cannot be read: OSError: the disk is gone"),
         (lambda i: torch.ones(2, 4), InputError, "item 3 .*: a Tensor; expected"),
         (lambda i: (torch.ones(2, 5), "s3"), InputError, r"\[2, 5\], and s\d is .*\[2, 4\]"),
@@ -167,11 +176,54 @@ def test_a_wrong_item_is_one_line(
         ({"data": "modalities:COUNT"}, "failed: TypeError"),
         ({"data": "modalities:audio_network"}, "expected|failed"),
         ({"n_views": 7}, "have 3 views; leave -q out"),
+        ({"image_size": 32}, "--image-size: is for images"),
+        ({"bad_samples": "skip"}, "--bad-samples: is for images"),
+        ({"views": "simclr"}, "--views: is for images"),
     ],
 )
 def test_a_wrong_factory_is_one_line(fields: dict[str, Any], words: str) -> None:
     with pytest.raises((SettingsError, InputError), match=words):
-        open_items(settings(**fields))
+        open_samples(settings(**fields))
+
+
+def test_a_model_that_cannot_take_the_items_is_one_line(tmp_path: Path) -> None:
+    path = hf_vjepa2().save(tmp_path)
+    with raises(CheckpointError, code="item-shape") as caught:
+        extract_checkpoint(path, settings(model=None, output=tmp_path / "a.h5"))
+    assert str(caught.value).isprintable()
+
+
+def test_v_jepa_2_embeds_the_clips_of_a_factory(tmp_path: Path) -> None:
+    import modalities
+
+    path = hf_vjepa2().save(tmp_path)
+    own = settings(data="modalities:video", model=None, n_samples=4, output=tmp_path / "a.h5")
+    done = extract_checkpoint(path, own)
+    model, dataset = open_checkpoint(path), modalities.video()
+    model.set_image_size(16)
+    with h5py.File(done.path) as file:
+        ids = [text.decode() for text in file["samples/id"]]
+        assumed = json.loads(file.attrs["provenance"])["assumed"]
+    assert not assumed.keys() & {"frames", "pixel_stats"}  # the user's own
+    for name, views in zip(ids, views_in(done.path), strict=True):
+        number = int(name.split()[1])
+        with seeded(0, number):
+            clips = dataset[number][0]
+        assert_close(model.embed(clips, ["backbone"])["backbone"], torch.from_numpy(views))
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [({"by": "lidar", "n_views": 0}, "one-view"), ({"oracle": "probe"}, "own-views")],
+)
+def test_rank_refuses_what_needs_other_views_before_it_embeds(
+    options: dict[str, Any], code: str, tmp_path: Path
+) -> None:
+    checkpoint(tmp_path / "a.pt")
+    own = {"data": "modalities:table", "model": "modalities:table_network", "device": "cpu"}
+    with raises(SettingsError, code=code):
+        lidar_cli.rank(tmp_path, **own, **options)
+    assert not list(tmp_path.rglob("*.h5*"))
 
 
 def test_items_that_change_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

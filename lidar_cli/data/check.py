@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.runtime.files import did_you_mean
-from lidar_cli.settings import EMBEDDED, SampleSettings
+from lidar_cli.settings import EMBEDDED, FACTORY_NAME, SampleSettings
 
 PREFIXES = ("wds", "hfds", "torch")
 MADE_BY_FACTORY = "factory"
-FACTORY_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 FOR = {  # option -> the kinds of data that it is for, where these are not hfds/ sets
     "--class-level": "folders and .tar files",
     "--data-dir": "torch/NAME, wds/NAME and hfds/NAME",
@@ -33,6 +31,8 @@ def check_data(settings: SampleSettings) -> tuple[str, str]:
     prefix, separator, _ = data.partition("/")
     kind = prefix.lower() if separator and prefix.lower() in PREFIXES else ""
     kind = EMBEDDED if data == EMBEDDED else MADE_BY_FACTORY if is_factory(data) else kind
+    if kind == MADE_BY_FACTORY:
+        _check_own(data, settings)
     _check_options(data, kind, settings)
     path = Path(data)
     if kind or path.is_dir():
@@ -55,6 +55,25 @@ def check_data(settings: SampleSettings) -> tuple[str, str]:
             f"--data {data}: a .tar file has no splits; leave out --split", code="no-such-split"
         )
     return data, kind
+
+
+def _check_own(data: str, settings: SampleSettings) -> None:
+    """Raise SettingsError for an option that is for images, which samples of a factory are not."""
+    of_images: dict[str, str | None] = {
+        "split": None,
+        "bands": None,
+        "image_size": None,
+        "clean_samples": None,
+    }
+    of_images |= {"views": "auto", "recipe": None, "pixel_stats": "auto", "bad_samples": "fail"}
+    for name, default in of_images.items():
+        if getattr(settings, name) != default:
+            option = "a [recipe] table" if name == "recipe" else f"--{name.replace('_', '-')}"
+            raise SettingsError(
+                f"{option}: is for images; the factory --data {data} chooses its samples and makes "
+                "their views itself; leave it out",
+                code="own-views",
+            )
 
 
 def _check_options(data: str, kind: str, settings: SampleSettings) -> None:

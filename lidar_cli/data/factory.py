@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from lidar_cli.data.check import is_factory
 from lidar_cli.data.dataset import Samples, shuffled
 from lidar_cli.data.labels import UNKNOWN
-from lidar_cli.errors import InputError, SettingsError, first_line
+from lidar_cli.errors import InputError, LidarError, SettingsError, first_line
 from lidar_cli.settings import DefaultCount, SampleSettings
 
 BAD = "bad-item"
@@ -220,15 +220,25 @@ def read_items(
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
     )
-    for block in loader:
-        for item in block:
-            if isinstance(item, InputError):
-                raise item
-        yield block
+    try:
+        for block in loader:
+            for item in block:
+                if isinstance(item, LidarError):
+                    raise item
+            yield block
+    except RuntimeError as error:  # DataLoader's, of a process that ended
+        raise InputError(
+            f"--data {data}: a process that reads items ended: {first_line(error)}; lower "
+            "--workers",
+            code="worker-died",
+        ) from error
 
 
-class Seeded(Dataset["Item | InputError"]):
-    """A dataset whose items are read with seeded random numbers; it is made again in a process."""
+class Seeded(Dataset[Item | LidarError]):
+    """A dataset whose items are read with seeded random numbers; it is made again in a process.
+
+    An item that cannot be read is its error, which DataLoader would raise with a traceback as text.
+    """
 
     def __init__(self, data: str, seed: int) -> None:
         self.data, self.seed = data, seed
@@ -236,11 +246,11 @@ class Seeded(Dataset["Item | InputError"]):
     def __len__(self) -> int:
         return len(make(self.data))
 
-    def __getitem__(self, number: int) -> Item | InputError:
+    def __getitem__(self, number: int) -> Item | LidarError:
         try:
             return _read(self.data, make(self.data), number, self.seed)
-        except InputError as error:  # a worker process would raise it with its traceback as text
-            return error
+        except LidarError as error:
+            return error.with_traceback(None)
 
 
 def _read(data: str, dataset: Any, number: int, seed: int) -> Item:
@@ -273,7 +283,13 @@ def _read(data: str, dataset: Any, number: int, seed: int) -> Item:
             f"{name} (in {data}): the label is {label!r:.50}; expected a class number",
             code=BAD,
         ) from error
-    values = values.detach().to_dense().cpu() if values.is_sparse else values.detach().cpu()
+    if values.is_complex() or values.dtype == torch.bool or values.layout != torch.strided:
+        raise InputError(
+            f"{name} (in {data}): values are {values.layout} {values.dtype}; expected dense real "
+            "numbers, such as torch.view_as_real of complex ones",
+            code=BAD,
+        )
+    values = values.detach().cpu()
     values = values.float() if values.is_floating_point() else values
     return Item(values.contiguous(), str(item[1]), number_of_class)
 

@@ -39,6 +39,7 @@ def open_samples(settings: SampleSettings) -> Samples:
     if is_factory(settings.data):
         from lidar_cli.data.factory import open_items
 
+        check_data(settings)
         return open_items(settings)
     count = max(settings.n_samples, settings.clean_samples or 0)
     fewest = max(FEWEST_SAMPLES, settings.clean_samples or 0)

@@ -22,7 +22,7 @@ from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.core.dense import MOST_IMAGES, DenseParts, TokenStructure
 from lidar_cli.data.dataset import Samples
 from lidar_cli.data.factory import Items
-from lidar_cli.errors import CheckpointError, DegenerateFeatures
+from lidar_cli.errors import CheckpointError, DegenerateFeatures, LidarError, first_line
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.extraction.view_cache import ViewCache
 from lidar_cli.runtime.device import cpu_count, free_memory
@@ -84,14 +84,14 @@ class EmbeddingModel:
             images = batch.clean
             masked = self.embedder.embed_masked(batch.views, batch.masks, layers)
         draws = self._patch_draws(batch, len(images)) if PATCHES in layers else None
-        rows = self.embedder.embed(images, layers, draws)
+        rows = self._embed(images, layers, draws)
         views, clean = {}, {}
         for layer, width in layout.widths.items():
             shape = tuple(rows[layer].shape)
             if shape != (len(images), width):
                 raise CheckpointError(
-                    f"layer {layer} came out as {shape} for {len(images)} images; "
-                    f"expected ({len(images)}, {width}), one embedding an image",
+                    f"layer {layer} came out as {shape} for {len(images)} inputs; "
+                    f"expected ({len(images)}, {width}), one embedding an input",
                     code="layer-shape",
                 )
             n_clean = batch.size if layout.has_clean else 0
@@ -100,6 +100,24 @@ class EmbeddingModel:
                 masked[layer] if masked else plain.reshape(-1, max(1, layout.n_views), width)
             )
         return views, clean
+
+    def _embed(
+        self, images: Tensor, layers: Sequence[str], draws: Tensor | None
+    ) -> dict[str, Tensor]:
+        """As `Embedder.embed`; raises CheckpointError for items that the model cannot take."""
+        try:
+            return self.embedder.embed(images, layers, draws)
+        except (LidarError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # torch and timm refuse shapes by errors of many kinds
+            if self.plan.item_shape is None:
+                raise
+            raise CheckpointError(
+                f"the {self.embedder.description.arch} cannot embed items of shape "
+                f"{list(self.plan.item_shape)}: {first_line(error)}; expected images [3, S, S] or, "
+                "of a video model, clips [3, T, S, S]",
+                code="item-shape",
+            ) from error
 
     def _patch_draws(self, batch: Batch, count: int) -> Tensor:
         """Which patch of each of the batch's images is embedded, in the order of the images."""

@@ -18,7 +18,7 @@ from lidar_cli.checkpoints.shapes.inner import names_of
 from lidar_cli.checkpoints.shapes.spec import BY_USER, PIXEL_STATS, Assumed, CheckpointDescription
 from lidar_cli.core.dense import MOST_IMAGES
 from lidar_cli.data.dataset import Samples, parse_bands
-from lidar_cli.data.factory import Items
+from lidar_cli.data.factory import Items, input_shape
 from lidar_cli.data.open import sample_count
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features.schema import EMBEDDING_REVISION, Layout, revision_of
@@ -40,6 +40,7 @@ from lidar_cli.views.recipes import (
     statistics_text,
 )
 
+CLIP_AXES = 4  # channels, frames, rows, columns
 # How the token of the layer `patches` is chosen, see `draw_patches`.
 PATCH_DRAW = (
     "token floor(u N) of N, row by row; u of seed, sample and view; one a view; "
@@ -185,6 +186,9 @@ def with_assumed_in_use(
     None are assumed where the user gives them. Raises SettingsError as `choose_recipe` does.
     """
     recipe, assumed = choose_recipe(settings, description), dict(description.assumed)
+    if shape := input_shape(settings):  # normalised by the user, and clips have frames
+        unused = (PIXEL_STATS, "frames") if len(shape) == CLIP_AXES else (PIXEL_STATS,)
+        return replace(description, assumed={k: v for k, v in assumed.items() if k not in unused})
     if settings.pixel_stats != "auto" or _statistics_in_table(settings):
         assumed.pop(PIXEL_STATS, None)
     elif PIXEL_STATS in assumed:
@@ -353,13 +357,14 @@ def _own_plan(
     device: torch.device,
 ) -> Plan:
     """The plan for samples of the user's code, which makes their views. Raises as `make_plan`."""
-    if settings.views != "auto" or settings.recipe:
-        raise SettingsError(
-            f"--views {settings.views}: --data {samples.data} makes its own views; leave it out",
-            code="own-views",
-        )
     q, count = samples.n_views, len(samples)
     widths = _layer_widths(settings, description, IDENTITY)
+    if PATCHES in widths:
+        raise CheckpointError(
+            f"--layer {PATCHES}: is for images that lidar decodes, and --data {samples.data} is a "
+            f"factory; use --layer {next(iter(description.widths))}",
+            code="no-patches",
+        )
     layout = Layout(widths, count if q else 0, q, count, settings.storage, has_clean=not q)
     provenance = _provenance(description, path, digest, samples, settings, device, layout)
     provenance |= {"views": {"name": "own"}, "item_shape": list(samples.shape)}

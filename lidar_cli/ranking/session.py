@@ -22,6 +22,7 @@ from lidar_cli.checkpoints.shapes.inner import names_of
 from lidar_cli.configuration import parse_size
 from lidar_cli.core.metrics import Metric
 from lidar_cli.data.dataset import Samples
+from lidar_cli.data.factory import Items
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import FILE_ERRORS, InputError, NoProcess, SettingsError
 from lidar_cli.extraction.run import note_data
@@ -93,7 +94,24 @@ class Session:
         """The samples that every checkpoint sees; they stay decoded as far as memory allows."""
         samples = open_decoded(self.settings)
         note_data(samples, self.settings, self.progress)
+        if isinstance(samples, Items):
+            self._check_views(samples)
         return samples
+
+    def _check_views(self, items: Items) -> None:
+        """Raise SettingsError if the user's samples lack the views that are needed, or have any."""
+        if items.n_views < 2 and self.by.needs_two_views:
+            raise SettingsError(
+                f"--data {items.data}: has q = {items.n_views}, and {self.by.name} needs two views "
+                "of a sample; let its items be [q, ...], or order by what needs none: --by rankme",
+                code="one-view",
+            )
+        if items.n_views and self.settings.oracle == PROBE:
+            raise SettingsError(
+                f"--oracle probe: embeds samples without views, and those of --data {items.data} "
+                f"have q = {items.n_views}; give --oracle a CSV file of accuracies",
+                code="own-views",
+            )
 
     def digests(self) -> Digests:
         """Digests of the files as they are now."""
