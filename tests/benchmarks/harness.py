@@ -36,7 +36,7 @@ import os, subprocess, sys
 with subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL) as child:
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
-print(usage.ru_maxrss)
+print(usage.ru_maxrss, usage.ru_utime + usage.ru_stime)
 sys.exit(child.returncode)
 """
 
@@ -127,9 +127,15 @@ def alternate(sides, repeats, warm=1, device="cpu"):
 
 def peak_memory(command):
     """Largest resident size in MB of a child, as the kernel accounts for it."""
+    return usage(command)[0]
+
+
+def usage(command):
+    """Largest resident size in MB of a child, and its seconds of processor time."""
     measured = [sys.executable, "-c", MEASURE, *command]
     ended = subprocess.run(measured, check=True, stdout=subprocess.PIPE)
-    return int(ended.stdout) * (1 if sys.platform == "darwin" else 1024) / 2**20
+    size, seconds = ended.stdout.split()
+    return int(size) * (1 if sys.platform == "darwin" else 1024) / 2**20, float(seconds)
 
 
 def write_embeddings(path, n, q, d, chunk=1000):
