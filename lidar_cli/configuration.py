@@ -2,8 +2,9 @@
 
 A value comes from the first of: the command line, `LIDAR_<FIELD>` in the environment, one TOML
 file (`--config`, else `./lidar.toml`), the default. `resolve` merges them and records each value's
-origin. Pydantic checks types and bounds and is imported only when a command runs. Sizes and rates,
-which are texts, are parsed where they are used.
+origin; `from_keywords` reads keywords of Python in place of all but the defaults. Pydantic checks
+types and bounds and is imported only when a command runs. Sizes and rates, which are texts, are
+parsed where they are used.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lidar_cli.errors import SettingsError, first_line, nearest, shortened
-from lidar_cli.settings import COMMANDS, EMBEDDED, EMBEDDED_DEFAULTS, DefaultCount
+from lidar_cli.settings import COMMANDS, EMBEDDED, EMBEDDED_DEFAULTS, FACTORY_NAME, DefaultCount
 
 CONFIG_NAME = "lidar.toml"
+KEYWORD = "keyword"  # the origin of a value from Python
 LONGEST = 2**16  # characters of a configuration file
 # Fields that only a file named by --config may set. Another ./lidar.toml may have come with a
 # download, so it may neither run code nor write where the user does not expect it.
@@ -71,6 +73,38 @@ def resolve(
             raw[name], origins[name] = from_file[name], str(config)
         else:
             origins[name] = "default"
+    return Resolved(_checked(cls, raw, origins), origins)
+
+
+def from_keywords(cls: type[S], keywords: Mapping[str, Any]) -> S:
+    """Settings from keywords of Python and defaults, without the environment and ./lidar.toml.
+
+    A list is taken where a text lists names with commas, any path where a text is expected.
+    Raises SettingsError for an unknown keyword, or a value of the wrong type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    raw: dict[str, Any] = {}
+    for name, value in keywords.items():
+        if name not in fields:
+            message = f"unknown keyword {name!r}; {nearest(name, list(fields))}"
+            raise SettingsError(message, code="unknown-key")
+        if value is not None:
+            raw[name] = _plain(value, joins=fields[name].default != ())
+    return _checked(cls, raw, dict.fromkeys(fields, KEYWORD))
+
+
+def _plain(value: Any, joins: bool) -> Any:
+    """A path as text, a numpy scalar as a number; with `joins` a list as text with commas."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if joins and isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return value.item() if hasattr(value, "item") else value
+
+
+def _checked(cls: type[S], raw: dict[str, Any], origins: Mapping[str, str]) -> S:
+    """Settings from the values that are given. Raises SettingsError."""
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     if "assume" in raw:
         raw["assume"] = _as_pairs(raw["assume"])
     for name in {"include", "exclude"} & raw.keys():
@@ -89,7 +123,7 @@ def resolve(
         counts = {name: DefaultCount(count) for name, count in EMBEDDED_DEFAULTS.items()}
         unset = {name: count for name, count in counts.items() if name not in raw}
         values = dataclasses.replace(values, **unset)  # type: ignore[type-var]
-    return Resolved(values, origins)
+    return values
 
 
 def _as_pairs(assume: Any) -> Any:
@@ -110,7 +144,8 @@ def _as_pairs(assume: Any) -> Any:
 def _read_unnamed(path: Path, command: str) -> dict[str, Any]:
     """`read_config` of a file in the current folder that the user did not name.
 
-    Raises SettingsError if it sets one of NAMED_ONLY or belongs to another user.
+    Raises SettingsError if it sets one of NAMED_ONLY, or `data` to a factory, or belongs to another
+    user.
     """
     if hasattr(os, "geteuid") and path.stat().st_uid not in (os.geteuid(), 0):
         raise SettingsError(
@@ -119,8 +154,8 @@ def _read_unnamed(path: Path, command: str) -> dict[str, Any]:
             code="foreign-config",
         )
     keys = read_config(path, command)
-    for name in NAMED_ONLY:
-        if name in keys:
+    for name in (*NAMED_ONLY, "data"):
+        if name in keys and (name != "data" or FACTORY_NAME.fullmatch(str(keys[name]))):
             raise SettingsError(
                 f"./{path} was found here and sets {name}, which may run code or write elsewhere; "
                 f"read it, then name it with --config {path}, or remove that line",
@@ -168,7 +203,7 @@ def _check_keys(
             raise SettingsError(message, code="unknown-key")
 
 
-def _validate(cls: type[S], raw: dict[str, Any], origins: dict[str, str]) -> S:
+def _validate(cls: type[S], raw: dict[str, Any], origins: Mapping[str, str]) -> S:
     import pydantic
 
     try:
@@ -179,6 +214,8 @@ def _validate(cls: type[S], raw: dict[str, Any], origins: dict[str, str]) -> S:
         origin, value = origins.get(name, "settings"), raw.get(name)
         if origin == "option":
             where = f"--{name.replace('_', '-')} {shortened(str(value))}"
+        elif origin == KEYWORD:
+            where = f"{name} = {shortened(repr(value))}"
         else:
             where = f"{name} (from {origin}) = {value!r}"
         text = f"{where}: {_expectation(first)}{_hint(name, value, first)}"

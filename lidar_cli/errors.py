@@ -126,6 +126,10 @@ class DegenerateFeatures(LidarError):
     code = "degenerate-features"
 
 
+class LidarWarning(UserWarning):
+    """What the command line would print on stderr: a caution, an assumption, a file left out."""
+
+
 # Errors that one file can cause; the program continues with the other files.
 FILE_ERRORS = (LidarError, OSError, MemoryError, RecursionError)
 
@@ -156,7 +160,8 @@ def shortened(text: str) -> str:
 
 def nearest(word: str, names: list[str]) -> str:
     """A phrase for a message: the name closest to a mistyped word, or else all names."""
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
     if close:
-        return f"did you mean {close[0]}?"
+        return f"did you mean {lower[close[0]]}?"
     return f"known: {', '.join(sorted(names))}"

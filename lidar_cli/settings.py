@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import Field, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+FACTORY_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # package.module:factory
 EMBEDDED = "embedded"  # the value of --data for small images derived from those of scikit-learn
 EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first try anywhere
 
@@ -335,9 +337,17 @@ class ArraySettings:
         "refused if it looks like qnd].",
         panel="Data",
     )
+    group_by: Literal["ids"] | None = setting(
+        None,
+        "For a 2-D array: the rows of an id are the views of one sample, 2 or more, as many as it "
+        "has.",
+        panel="Data",
+        value="ids",
+    )
     ids: Path | None = setting(
         None,
-        "Names of the samples of arrays, one a line [default: the array 'ids' in the same file].",
+        "Names of the samples of arrays, with --group-by of the rows: one a line, a CSV file with "
+        "a column id, or a .npy file [default: the array 'ids' in the same file].",
         panel="Data",
         value="FILE",
     )

@@ -11,6 +11,7 @@ from lidar_cli import integrations
 
 # Each module, and the names in it whose docstrings users read.
 PUBLIC = {
+    "lidar_cli.api.commands": ["compare", "inspect", "rank", "score"],
     "lidar_cli.core.functional": ["alpha_req", "lidar", "rankme"],
     "lidar_cli.core.moments": ["Moments"],
     "lidar_cli.features.writer": ["FeatureWriter", "write_features"],

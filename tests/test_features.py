@@ -453,7 +453,7 @@ def flatten_the_views(file):
 
 
 def raise_the_version(file):
-    file.attrs["version"] = 2
+    file.attrs["version"] = 3
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def raise_the_version(file):
         (cut_the_checksums, r"damaged: layer backbone: .* checksums \(3,\); .*extract it again"),
         (pair_the_checksums, r"damaged: layer backbone: .* checksums \(8, 2\); .*extract it again"),
         (flatten_the_views, r"damaged: layer backbone: views \(18, 5\)"),
-        (raise_the_version, "feature file version 2, this lidar reads 1; extract it again"),
+        (raise_the_version, "feature file version 3, this lidar reads 1 and 2; extract it again"),
     ],
 )
 def test_a_file_that_breaks_the_contract_is_one_line(tmp_path, edit, message):

@@ -13,7 +13,7 @@ import lidar_cli
 
 ROOT = Path(lidar_cli.__file__).parent
 TOWER = (  # from the top down: a package imports from itself and from those after it
-    "__main__", "cli", "report", "explain", "demo", "ranking", "scoring", "extraction",
+    "__main__", "cli", "api", "report", "explain", "demo", "ranking", "scoring", "extraction",
     "integrations", "checkpoints", "probing", "views", "data", "features", "core", "runtime",
     "configuration", "settings", "errors",
     "",  # lidar_cli/__init__.py, which resolves its names lazily

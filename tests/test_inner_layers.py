@@ -159,6 +159,11 @@ def test_a_module_of_the_user(tmp_path: Path) -> None:
     rows = wrap_module(net, "0,backbone").embed(images(32), ["0", "backbone"])
     assert_close(rows["0"], net[0](images(32)).mean(dim=(2, 3)).detach())
 
+    spectrograms = torch.randn(2, 1, 5, 9)  # whose channels may be as many as rows are left
+    audio = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    rows = wrap_module(audio, "0", (1, 5, 9)).embed(spectrograms, ["0"])
+    assert_close(rows["0"], audio[0](spectrograms).mean(dim=(2, 3)).detach())
+
     class Tokens(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -168,7 +173,7 @@ def test_a_module_of_the_user(tmp_path: Path) -> None:
             return self.twice(self.twice(self.embed(x.flatten(2).transpose(1, 2)))).mean(dim=1)
 
     loaded = wrap_module(Tokens(), "embed")
-    assert "embed: mean over all tokens" in loaded.description.assumptions
+    assert loaded.description.assumptions[0].startswith("embed: mean over all tokens")
     with raises(CheckpointError, "layer-shape"):  # of two outputs neither is the layer's
         wrap_module(Tokens(), "twice")
     with raises(CheckpointError, "no-such-layer") as raised:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from make import checkpoint, image_folder
 from raising import raises
@@ -239,7 +240,7 @@ def test_links_and_files_that_are_named(here: Path, rank: Shell) -> None:
     Path("two.h5").symlink_to("a.h5")
     Path("gone.pt").symlink_to("nowhere.pt")
     Path("log.txt").write_text("epoch 1")
-    Path("z.npy").write_bytes(b"\x93NUMPY")
+    np.save("z.npy", np.arange(3.0))
     ranking = ranked(rank(Path("a.h5"), "b.pt", "two.h5", "gone.pt", "log.txt", "z.npy", "--json"))
     rows = {row["path"]: row["aliases"] for row in ranking["checkpoints"]}
     assert rows == {"a.h5": ["two.h5"], "b.pt": []}
@@ -247,7 +248,7 @@ def test_links_and_files_that_are_named(here: Path, rank: Shell) -> None:
     assert skipped == {
         "gone.pt": "a link to nothing: nowhere.pt",
         "log.txt": "neither a checkpoint nor a feature file",
-        "z.npy": "an array, which lidar score reads",
+        "z.npy": "found z (3); expected one of (n, q, d) or (N, d)",
     }
     assert paths_of(ranked(rank(Path("a"), "--json"))) == ["a"]  # a checkpoint without a suffix
     done = rank(Path("log.txt"))

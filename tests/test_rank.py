@@ -47,7 +47,7 @@ from lidar_cli.ranking.digests import Digests
 from lidar_cli.ranking.discover import Skipped, scan_directory
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.settings import EmbedSettings, RankSettings
+from lidar_cli.settings import RankSettings
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_equal_weights_of_two_architectures_are_two_rows(tmp_path: Path) -> None
         config = tmp_path / name / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"layer_norm_eps": epsilon}))
     digests = Digests(tmp_path / "absent")
-    scan = scan_directory(tmp_path, EmbedSettings(), Progress(), digests)
+    scan = scan_directory(tmp_path, RankSettings(), Progress(), digests)
     assert {one.path.parent.name for one in scan.checkpoints.values()} == {"a", "b"}
 
 
@@ -180,7 +180,7 @@ def test_a_folder_that_may_not_be_listed_is_among_the_failed(
     try:
         if uid == 0:  # who may list anything
             os.seteuid(nobody)
-        scan = scan_directory(Path("runs"), EmbedSettings(), Progress(), Digests(Path("absent")))
+        scan = scan_directory(Path("runs"), RankSettings(), Progress(), Digests(Path("absent")))
     finally:
         os.seteuid(uid)
     assert [str(one.path) for one in scan.checkpoints.values()] == ["runs/a.pt"]

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from lidar_cli import write_features
 from lidar_cli.errors import InputError
 from lidar_cli.ranking.session import Ranking, rank_directory
+from lidar_cli.ranking.watch import ScoredCheckpoint, follow
 from lidar_cli.report.ranking import to_json
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import RankSettings, ScoreSettings
@@ -107,6 +108,21 @@ def test_ids_of_a_file_and_ids_that_are_assumed(tmp_path: Path) -> None:
         ranked(runs, ids=tmp_path / "ids.txt", exclude=("model2.h5",))
 
 
+def test_watch_scores_arrays_as_they_come(tmp_path: Path) -> None:
+    save(tmp_path / "a.npy", made(0))
+    settings = RankSettings(cache=tmp_path / ".lidar", watch_for=0, interval=0.05)
+    (scored,) = follow(tmp_path, settings)
+    assert isinstance(scored, ScoredCheckpoint)
+    (one,) = score_file(tmp_path / "a.npy", ScoreSettings())
+    assert scored.row.value == pytest.approx(one.value("lidar"), rel=1e-9)
+    recorded = {(scored.row.path, scored.key)}
+    assert not list(follow(tmp_path, settings, recorded=recorded))
+    save(tmp_path / "a.npy", made(1))  # other numbers of the same size, later
+    (again,) = follow(tmp_path, settings, recorded=recorded)
+    assert isinstance(again, ScoredCheckpoint)
+    assert again.row.value != scored.row.value
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".h5", ".safetensors"])
 def test_views_first_are_recognised_by_their_noise_and_named(tmp_path: Path, suffix: str) -> None:
     path, right = tmp_path / f"z{suffix}", made(0)
@@ -135,13 +151,29 @@ def test_axes_are_not_named_without_a_reason(tmp_path: Path, z: np.ndarray) -> N
     score_file(tmp_path / "z.npy", ScoreSettings(metrics="noise_fraction"))
 
 
+def test_ids_of_rows_must_agree_with_the_order_of_views(tmp_path: Path) -> None:
+    rows = made(0).transpose(1, 0, 2).reshape(-1, D)  # view by view, and not sample by sample
+    np.savez(tmp_path / "z.npz", z=rows, ids=np.tile(IDS, Q))
+    with pytest.raises(InputError, match="ids of rows, which differ within a sample"):
+        score_file(tmp_path / "z.npz", ScoreSettings(views_per_sample=Q))
+
+
+def test_hdf5_with_views_first_is_ranked(tmp_path: Path) -> None:
+    save(tmp_path / "a.h5", np.ascontiguousarray(made(0).transpose(1, 0, 2)), ids=None)
+    (row,) = ranked(tmp_path, axes="qnd").groups[0].rows
+    assert (row.score.n_samples, row.score.n_views) == (N, Q)
+
+
 def test_what_is_not_embeddings_is_skipped_or_one_line(tmp_path: Path) -> None:
     save(tmp_path / "good.npy", made(0))
     np.save(tmp_path / "losses.npy", np.arange(3.0))
     torch.save({"weight": torch.zeros(3, 4)}, tmp_path / "matrix.pt")
     save(tmp_path / "ids.npz", made(1), IDS[:-1])
+    np.save(tmp_path / "confusion.npy", np.eye(100))
     ranking = ranked(tmp_path)
     assert [row.path for row in ranking.groups[0].rows] == [str(tmp_path / "good.npy")]
-    assert {Path(file.path).name for file in ranking.skipped} >= {"losses.npy"}
+    assert {Path(file.path).name for file in ranking.skipped} >= {"losses.npy", "confusion.npy"}
     reasons = {Path(file.path).name: file.reason for file in ranking.failed}
     assert "79 ids for 80 samples" in reasons["ids.npz"]
+    by_rows = ranked(tmp_path, by="rankme", include=("confusion.npy",))
+    assert by_rows.groups[0].rows[0].value == pytest.approx(100, rel=1e-4)

@@ -98,11 +98,6 @@ def test_the_commands_run(tmp_path: Path) -> None:
     assert (tmp_path / "ranking.html").is_file()
 
 
-def test_the_python_of_explain_runs() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", explain("python"), re.DOTALL)
-    exec(compile(block, "python.md", "exec"), {})
-
-
 def test_what_it_says_of_the_study_is_in_its_summary() -> None:
     rows = {(row["scope"], row["metric"]): row for row in study_rows()}
     claims = re.findall(r"`(\w+)` \((?:mean )?([+-][\d.]+), (?:worst )?([+-][\d.]+)", PLAIN)

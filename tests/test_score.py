@@ -448,7 +448,7 @@ def test_a_record_has_these_keys_in_this_order(tmp_path):
         "rankme_augmented alpha_req alpha_req_r2 alpha_req_ranks participation_ratio stable_rank "
         "normalized_std alignment retrieval stability dse_inter dse_intra dse_dim"
     )
-    more = "ridge_share data notes warnings confidence convergence depth"
+    more = "ridge_share data view_counts notes warnings confidence convergence depth"
     assert list(record) == f"{facts} {values} {more}".split()
     header = to_csv([]).strip().split(",")
-    assert header == f"{facts} {values} ridge_share data warnings".split()
+    assert header == f"{facts} {values} ridge_share data view_counts warnings".split()

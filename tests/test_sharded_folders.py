@@ -34,7 +34,7 @@ from lidar_cli.ranking.paths import select
 from lidar_cli.ranking.pruning import list_cache
 from lidar_cli.ranking.watch import CompletedFiles
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.settings import EmbedSettings, InspectSettings
+from lidar_cli.settings import InspectSettings, RankSettings
 
 
 @pytest.fixture
@@ -363,7 +363,7 @@ def test_a_folder_is_named_alone_by_pattern_and_by_its_part(tmp_path: Path) -> N
         expected = folders if named not in folders else [named]
         files = [path for path in files_of(select(named), pytest.fail) if path.is_dir()]
         assert files == expected
-    scan = scan_directory(runs, EmbedSettings(), Progress(), Digests(Path("absent"), store=False))
+    scan = scan_directory(runs, RankSettings(), Progress(), Digests(Path("absent"), store=False))
     by_path = {one.path: one.aliases for one in scan.checkpoints.values()}
     assert by_path == {runs / "same.pt": [str(folders[0])], folders[1]: []}
 

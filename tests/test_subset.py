@@ -74,7 +74,7 @@ def test_the_subset_is_that_of_the_smallest_hashes(n: int, step: int) -> None:
     whole, numbers = SampleSubset(), torch.arange(n)
     for first in range(0, n, step):
         rows = numbers[first : first + step, None, None]
-        whole.add(first, rows.expand(-1, 12, 2).float())
+        whole.add(numbers[first : first + len(rows)], rows.expand(-1, 12, 2).float())
     assert whole.numbers().tolist() == reference.subset(n)
     assert whole.collected().shape == (min(n, 1000), 10, 2)
     assert whole.collected()[:, 9, 1].tolist() == reference.subset(n)
@@ -86,7 +86,8 @@ def test_parts_in_any_order_merge_to_the_subset_of_all(sizes: list[int], random)
     parts, first = [], 0
     for size in sizes:
         parts.append(SampleSubset())
-        parts[-1].add(first, torch.arange(first, first + size)[:, None, None])
+        numbers = torch.arange(first, first + size)
+        parts[-1].add(numbers, numbers[:, None, None])
         first += size
     random.shuffle(parts)
     whole = parts[0]
@@ -213,7 +214,7 @@ def test_rows_without_views_have_no_value(tmp_path: Path) -> None:
     np.save(tmp_path / "z.npy", np.ones((40, 3)))
     (score,) = score_file(tmp_path / "z.npy", ScoreSettings(device="cpu", metrics="all"))
     assert {score.notes[name] for name in SUBSET} == {
-        "rows without views; give --views-per-sample, or an array (n, q, d)"
+        "rows without views; give --views-per-sample, --group-by ids, or an array (n, q, d)"
     }
 
 

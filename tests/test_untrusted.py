@@ -35,10 +35,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Settings that were not named
 
 
-VALUES = {"model": '"evil:make"', "overwrite": "true"}
+VALUES = {"model": '"evil:make"', "data": '"evil:make"', "overwrite": "true"}
 
 
-@pytest.mark.parametrize("name", NAMED_ONLY)
+@pytest.mark.parametrize("name", [*NAMED_ONLY, "data"])
 def test_what_runs_code_or_writes_needs_config(name: str) -> None:
     cls = ExtractSettings if hasattr(ExtractSettings, name) else RankSettings
     command = "extract" if cls is ExtractSettings else "rank"

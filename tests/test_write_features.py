@@ -18,10 +18,17 @@ from make import environment
 from raising import raises
 
 import lidar_cli
-from lidar_cli.errors import DegenerateFeatures, FeatureFileError, SettingsError, Unresumable
+from lidar_cli.errors import (
+    DegenerateFeatures,
+    FeatureFileError,
+    InputError,
+    SettingsError,
+    Unresumable,
+)
 from lidar_cli.features.inspect import inspect_features
 from lidar_cli.features.reader import read_hdf5, read_names
 from lidar_cli.features.schema import partial_path
+from lidar_cli.probing.data import open_members
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ScoreSettings
 
@@ -46,8 +53,11 @@ def stored(path: Path, part: str = "views", layer: str = "embedding") -> Any:
 
 @pytest.mark.parametrize(
     "given",
-    [made(), made().tolist(), torch.tensor(made(), requires_grad=True), made().astype("f2")],
-    ids=["numpy", "list", "tensor", "float16"],
+    [
+        *(made(), np.broadcast_to(made(), (N, Q, D)), made().tolist()),
+        *(torch.tensor(made(), requires_grad=True), made().astype("f2")),
+    ],
+    ids=["numpy", "read-only", "list", "tensor", "float16"],
 )
 def test_any_array_is_written(tmp_path: Path, given: Any) -> None:
     path = lidar_cli.write_features(tmp_path / "a.h5", given, clean=made()[:, 0], labels=[1] * N)
@@ -88,6 +98,8 @@ def test_batches_in_any_order_are_resumed(tmp_path: Path) -> None:
         with lidar_cli.FeatureWriter(path, **begun, resume=True) as writer:
             assert np.flatnonzero(writer.done).tolist() == [3, 7, 8, 40]
     assert partial_path(path).exists()  # it can still be resumed
+    with pytest.raises(Unresumable, match="labels_sha256 differ"):
+        lidar_cli.FeatureWriter(path, **begun, labels=[1] * N, resume=True)
     with pytest.raises(Unresumable, match="samples_sha256 differ"):
         lidar_cli.FeatureWriter(path, **{**begun, "ids": IDS[::-1]}, resume=True)
     with lidar_cli.FeatureWriter(path, **begun, resume=True) as writer:
@@ -109,6 +121,7 @@ def test_batches_in_any_order_are_resumed(tmp_path: Path) -> None:
         ({"views": made(), "ids": ["a"] * N}, SettingsError, "'a' belongs to several samples"),
         ({"views": made(), "ids": ["a"]}, SettingsError, "1 ids for 60 samples"),
         ({"views": made(), "layer": "a/b"}, SettingsError, "without slash"),
+        ({"views": made(), "labels": [0.7] * N}, SettingsError, "a label is 0.7"),
         ({"views": made(), "storage": "int8"}, SettingsError, "int8"),
         ({"views": made(), "provenance": {"seed": "a"}}, SettingsError, "seed is a str"),
         ({"views": made(), "provenance": {"model": print}}, SettingsError, "dict of JSON"),
@@ -156,6 +169,29 @@ def test_files_of_a_script_without_this_package(tmp_path: Path, with_ids: bool) 
     (report,) = json.loads(inspected.stdout)
     assert report["ids"] == with_ids
     assert "checksums" in report["missing"]
+
+
+def test_what_numpy_users_have_is_taken_or_refused_in_one_line(tmp_path: Path) -> None:
+    turned = made()[:, ::-1]  # negative strides
+    path = lidar_cli.write_features(tmp_path / "a.h5", turned, ids=np.array(IDS))
+    np.testing.assert_array_equal(stored(path), turned.astype("f4"))
+    swapped = made().astype(">f4")
+    lidar_cli.write_features(tmp_path / "b.h5", swapped)
+    np.testing.assert_array_equal(stored(tmp_path / "b.h5"), made().astype("f4"))
+    with pytest.raises(SettingsError, match="object; expected"):
+        lidar_cli.write_features(tmp_path / "d.h5", made().astype(object))
+    with (
+        pytest.raises(SettingsError, match="no sample True"),
+        lidar_cli.FeatureWriter(tmp_path / "e.h5", n_samples=N, n_views=Q, dim=D) as writer,
+    ):
+        writer.write(np.ones(N, bool).tolist(), made())
+
+
+def test_views_alone_cannot_be_probed(tmp_path: Path) -> None:
+    labels = [i % 2 for i in range(N)]
+    path = lidar_cli.write_features(tmp_path / "a.h5", made(), labels=labels)
+    with raises(InputError, code="no-clean"):
+        open_members(path, None, "auto", 0, hold_out=False, device=torch.device("cpu"))
 
 
 def test_inspect_finds_what_is_broken(tmp_path: Path) -> None:

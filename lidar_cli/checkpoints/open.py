@@ -44,6 +44,7 @@ from lidar_cli.checkpoints.shapes.spec import CheckpointDescription, ModuleSpec
 from lidar_cli.checkpoints.shapes.swin import SwinSpec
 from lidar_cli.checkpoints.shapes.vit import ViTSpec
 from lidar_cli.checkpoints.shapes.wide_resnet import WideResNetSpec
+from lidar_cli.data.factory import input_shape
 from lidar_cli.errors import SettingsError
 from lidar_cli.settings import PATCHES, ModelSettings
 
@@ -90,7 +91,7 @@ def open_checkpoint(path: Path, settings: ModelSettings | None = None, **fields:
             code="model-and-prefix",
         )
     if settings.model is not None:
-        return _open_user_module(path, settings.model, settings.layer)
+        return _open_user_module(path, settings)
     description, assignments = recognise(path, settings)
     modules: dict[str, nn.Module] = {}
     for name, assignment in assignments.items():
@@ -187,26 +188,39 @@ def build(spec: Any) -> Any:
         return module(spec)
 
 
-def wrap_module(module: nn.Module, layer: str = "auto") -> Embedder:
+def wrap_module(
+    module: nn.Module, layer: str = "auto", shape: tuple[int, ...] | None = None
+) -> Embedder:
     """The Embedder of the user's own module in memory, which is put in eval mode.
 
     The module turns images [b, 3, S, S] into embeddings [b, d], or a dict of layer -> embeddings.
-    layer: names of these and of modules inside it, with commas.
+    layer: names of these and of modules inside it, with commas. shape: of
+    an input that is no image.
     Raises SettingsError if it does not, CheckpointError if there is no such module inside it.
     """
-    return _wrap(module, type(module).__name__, f"the module {type(module).__name__}", "", layer)
+    name = type(module).__name__
+    return _wrap(module, name, f"the module {name}", "", layer, shape)
 
 
-def _open_user_module(path: Path, target: str, layer: str) -> Embedder:
+def _open_user_module(path: Path, settings: ModelSettings) -> Embedder:
+    target = settings.model or ""
     tree = read_checkpoint(path)
     module = user_module.make(target)
     container = user_module.load(module, path, tree)
-    return _wrap(module, target, f"--model {target}", container, layer)
+    shape = input_shape(settings)
+    return _wrap(module, target, f"--model {target}", container, settings.layer, shape)
 
 
-def _wrap(module: nn.Module, arch: str, label: str, container: str, layer: str) -> Embedder:
+def _wrap(
+    module: nn.Module,
+    arch: str,
+    label: str,
+    container: str,
+    layer: str,
+    shape: tuple[int, ...] | None = None,
+) -> Embedder:
     module.eval()
-    widths, image_size = user_module.probe(module, label)
+    widths, image_size = user_module.probe(module, label, shape)
     description = CheckpointDescription(
         format="own module",
         arch=arch,
@@ -218,7 +232,9 @@ def _wrap(module: nn.Module, arch: str, label: str, container: str, layer: str) 
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
     if names := inner_names(layer, (*widths, PATCHES)):
-        inner, assumption = user_module.inner_layers(module, names, image_size, widths, label)
+        inner, assumption = user_module.inner_layers(
+            module, names, image_size, widths, label, shape
+        )
         description = dataclasses.replace(
             _with_inner(description, inner), assumptions=(assumption,) if assumption else ()
         )

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import typer
 
 from lidar_cli import __version__
+from lidar_cli.api.checks import no_such_command
 from lidar_cli.cli.cache import cache
-from lidar_cli.cli.checks import no_such_command
 from lidar_cli.cli.compare import compare
 from lidar_cli.cli.demo import demo
 from lidar_cli.cli.explain import explain

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.checks import check_order
+from lidar_cli.api.checks import check_order
 from lidar_cli.cli.options import Csv, Json, Markdown, form_of, with_settings, write_form
 from lidar_cli.cli.toy_data import note_toy_data
 from lidar_cli.errors import SettingsError

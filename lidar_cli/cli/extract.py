@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.checks import check_extract
+from lidar_cli.api.checks import check_extract
 from lidar_cli.cli.options import with_settings
 from lidar_cli.cli.toy_data import note_toy_data
 from lidar_cli.runtime.device import read_rank_info

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lidar_cli.cli.checks import check_checkpoint, check_layer, check_system
+from lidar_cli.api.checks import check_checkpoint, check_layer, check_system
 from lidar_cli.cli.options import Json, option, with_settings
 from lidar_cli.errors import LidarError, NoProcess, SettingsError, first_line
 from lidar_cli.runtime.files import is_hdf5

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from lidar_cli import configuration
-from lidar_cli.cli.checks import check_folder
+from lidar_cli.api.checks import check_folder
 from lidar_cli.cli.completion import values_of
 from lidar_cli.configuration import CONFIG_NAME, S
 from lidar_cli.errors import SettingsError, printable

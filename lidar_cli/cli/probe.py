@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.checks import check_embeddings, usable_embeddings
+from lidar_cli.api.checks import check_embeddings, usable_embeddings
 from lidar_cli.cli.options import Csv, Json, form_of, option, with_settings, write_form
 from lidar_cli.configuration import parse_rates
 from lidar_cli.errors import SettingsError

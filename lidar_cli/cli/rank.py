@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lidar_cli.cli.checks import check_rank, parse_columns
+from lidar_cli.api.checks import check_rank, parse_columns
 from lidar_cli.cli.options import (
     Csv,
     Json,
@@ -73,7 +73,7 @@ def rank(
     lidar rank runs/ --data photos/ -n 500         fewer images, sooner done
     lidar rank a.pt b.pt 'runs/*/last.ckpt'        files and patterns
     lidar rank runs/ --report ranking.html         the same as a page with charts
-    best=$(lidar rank runs/ --top 1 --quiet)       for scripts
+    best=$(lidar rank runs/ --data photos/ --top 1 --quiet)   for scripts
     """
     form = form_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     one_of(columns=columns, all=everything)
@@ -158,7 +158,7 @@ def _print(ranking: Ranking, oracle: Oracle | None, form: str, view: View) -> No
         top = replace(top, baseline=())
     whole = top if view.per_run else ranking
     forms: dict[str, Callable[[], str | bytes]] = {
-        "json": lambda: report.to_json(whole, oracle, None if view.per_run else view.top),
+        "json": lambda: report.to_json_of(ranking, oracle, view),
         "csv": lambda: report.to_csv(top, oracle),
         "markdown": lambda: report.to_markdown(top, oracle),
         "quiet": lambda: source.to_paths(top),

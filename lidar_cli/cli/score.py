@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lidar_cli.cli.checks import check_score, usable_embeddings
+from lidar_cli.api.checks import check_score, usable_embeddings
 from lidar_cli.cli.options import (
     Csv,
     Json,

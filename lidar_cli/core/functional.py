@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from lidar_cli.core import metrics, spectra
@@ -12,7 +14,10 @@ _DEFAULT = MetricSettings()
 
 
 def lidar(
-    embeddings: Tensor, *, delta: float = _DEFAULT.delta, epsilon: float = _DEFAULT.epsilon
+    embeddings: Tensor | Sequence[Tensor],
+    *,
+    delta: float = _DEFAULT.delta,
+    epsilon: float = _DEFAULT.epsilon,
 ) -> float:
     """LiDAR: the effective rank of the between-sample covariance, whitened by that of views.
 
@@ -24,7 +29,8 @@ def lidar(
 
     Args:
         embeddings: z [n, q, d], q views of each of n samples, of any float type, taken before any
-            normalisation inside the loss.
+            normalisation inside the loss. Of samples with unequal numbers of views n tensors
+            [q_i, d]: each counts once in Sb, and sum_i (q_i - 1) replaces n (q - 1).
         delta: ridge on the within covariance, in squared embedding units. At 0 any invertible
             linear map of the embeddings leaves LiDAR unchanged.
         epsilon: entropy guard, added to each share of the spectrum.
@@ -34,7 +40,7 @@ def lidar(
         comparable.
 
     Raises:
-        ValueError: if `embeddings` does not have three axes.
+        ValueError: if `embeddings` does not have three axes, or one of several tensors not two.
         DegenerateFeatures: if n < 2, q < 2, the embedding is constant, or delta is 0 and the within
             covariance is singular.
 
@@ -52,7 +58,14 @@ def lidar(
         Thilak et al., "LiDAR: Sensing linear probing performance in joint embedding SSL
         architectures", ICLR 2024, arXiv 2312.04000.
     """
-    spectrum = spectra.lda_spectrum(Moments.of(embeddings), delta)
+    return lidar_of(Moments.of(embeddings), delta=delta, epsilon=epsilon)
+
+
+def lidar_of(
+    moments: Moments, *, delta: float = _DEFAULT.delta, epsilon: float = _DEFAULT.epsilon
+) -> float:
+    """`lidar` of moments. Raises DegenerateFeatures as it does."""
+    spectrum = spectra.lda_spectrum(moments, delta)
     return metrics.effective_rank(spectrum.eigenvalues, epsilon)
 
 

@@ -22,18 +22,25 @@ and t the scale of one sample, so that y = t e + u with u small. To first order 
 so that a sample needs only its d projections. A sample contributes the mean of its views, and
 residuals with q - 1 degrees of freedom, which are treated as independent vectors of the same scale.
 `Expansion` is this sum for one of the two. Only g and phi depend on the metric.
+
+**Unequal numbers of views.** Views and their number q_i are one draw of a sample. W0 =
+sum_i S_i / f with f = sum_i (q_i - 1), so that sample i contributes n/f (S_i - (q_i - 1) W0): its
+residuals weigh as much as their degrees of freedom. The noise floor r, the mean of 1/q_i, and the
+bias h = 1 - (d + 1)/f depend on q_i too (`_count_slopes`):
+
+    dT/dr (1/q_i - r) + dT/dh (d + 1) n (q_i - 1) / f^2
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS, Spectrum
-from lidar_cli.core.moments import Moments, RowMoments
+from lidar_cli.core.moments import Moments, RowMoments, noise_floor
 from lidar_cli.core.noise import EDGE_MARGIN, corrected_spectrum, inverse_bias, noise_edge
 from lidar_cli.core.spectra import EPS
 
@@ -72,22 +79,33 @@ class SpectralInfluence:
 
     names: of the metrics. vectors: the v_k as columns [d, d]. origin: [d], subtracted from the mean
     of a sample's views before it is projected.
+    of_residuals: of the mean of a sample's y over its q_i - 1 degrees of freedom, each of which has
+    the weight `share`, after `centre` [metrics] is subtracted.
+    counts_views: whether the mean of a sample has the weight q_i.
+    of_count: influences [metrics] of a sample's number of views alone.
     """
 
     names: Sequence[str]
     origin: Tensor
     vectors: Tensor
     of_means: Expansion
-    of_residuals: Expansion | None
+    of_residuals: Expansion | None = None
+    share: float = 1.0
+    centre: Tensor | float = 0.0
+    counts_views: bool = False
+    of_count: Callable[[int], Tensor] | None = None
 
     def influences(self, block: Tensor) -> Tensor:
         """Influences [c, metrics] of the samples of a float64 block [c, q, d], up to a constant."""
+        q = block.shape[1]
         means = block.mean(dim=1)
-        total = self.of_means.influences(((means - self.origin) @ self.vectors).square())
-        if self.of_residuals is not None:
-            residuals = ((block - means[:, None]) @ self.vectors).square().sum(dim=1)
-            total += self.of_residuals.influences(residuals)
-        return total
+        squares = ((means - self.origin) @ self.vectors).square()
+        total = self.of_means.influences(q * squares if self.counts_views else squares)
+        if self.of_residuals is not None and q > 1:
+            residuals = ((block - means[:, None]) @ self.vectors).square().sum(dim=1) / (q - 1)
+            weight = self.share * (q - 1)
+            total += weight * (self.of_residuals.influences(residuals) - self.centre)
+        return total if self.of_count is None else total + self.of_count(q)
 
 
 def lda_influence(
@@ -111,21 +129,55 @@ def lda_influence(
     Raises torch.linalg.LinAlgError if Sw is not positive definite, for which `lda_spectrum` raises
     DegenerateFeatures.
     """
-    n, q = moments.n, moments.n_views
-    within = moments.within / (n * (q - 1))
+    n, q, degrees = moments.n, moments.views, moments.degrees
+    within = moments.within / degrees
     within.diagonal().add_(delta)
     factor = torch.linalg.cholesky(within)
     half = torch.linalg.solve_triangular(factor, moments.class_means.scatter, upper=False)
     small = torch.linalg.solve_triangular(factor, half.T, upper=False) / (n - 1)
     eigenvalues, rotated = _eigenpairs(small)
     vectors = torch.linalg.solve_triangular(factor.T, rotated, upper=True)
-    g = gradients(names, Spectrum(eigenvalues, n, q, epsilon, edge))
+    spectrum = Spectrum(eigenvalues, n, q, epsilon, edge)
+    g = gradients(names, spectrum)
     kernel, column = _kernel(eigenvalues, n), eigenvalues[:, None]
     view_noise = (1.0 - delta * vectors.square().sum(dim=0)).clamp_min(0.0)
     means = Expansion(eigenvalues, g, _second_order(kernel, g, eigenvalues), n)
-    second_order = _second_order(kernel, g * column.square(), view_noise) / (q - 1)
-    residuals = Expansion(view_noise * (q - 1), -g * column / (q - 1), second_order, n * (q - 1))
-    return SpectralInfluence(names, moments.class_means.mean, vectors, means, residuals)
+    second_order = _second_order(kernel, g * column.square(), view_noise)
+    residuals = Expansion(view_noise, -g * column, second_order, degrees)
+    terms = SpectralInfluence(
+        names, moments.class_means.mean, vectors, means, residuals, share=n / degrees
+    )
+    if isinstance(q, int):
+        return terms
+    of_floor, of_bias = _count_slopes(names, g, spectrum)
+    of_bias = of_bias * (len(eigenvalues) + 1) * n / degrees**2
+    return replace(
+        terms,
+        centre=view_noise @ residuals.first_order,
+        of_count=lambda q: of_floor / q + of_bias * (q - 1),
+    )
+
+
+def _count_slopes(names: Sequence[str], g: Tensor, spectrum: Spectrum) -> tuple[Tensor, Tensor]:
+    """dT/dr and dT/dh [metrics], of the noise floor r and the bias h at a fixed LDA spectrum.
+
+    For a metric of lambda^c = h lambda - r they follow from its gradient by lambda, h dT/dlambda^c;
+    noise_fraction is d r / (h sum(lambda)).
+    """
+    eigenvalues, n, q = spectrum.eigenvalues, spectrum.n, spectrum.q
+    h = inverse_bias(n, q, len(eigenvalues)) if any(map(_reads_noise, names)) else 1.0
+    of_floor, of_bias = torch.zeros_like(g[0]), torch.zeros_like(g[0])
+    for at, name in enumerate(names):
+        if METRICS[name].reads == "signal":
+            of_floor[at], of_bias[at] = -g[:, at].sum() / h, eigenvalues @ g[:, at] / h
+        elif METRICS[name].reads == "noise":
+            value = METRICS[name].value(spectrum)
+            of_floor[at], of_bias[at] = value / noise_floor(n, q), -value / h
+    return of_floor, of_bias
+
+
+def _reads_noise(name: str) -> bool:
+    return METRICS[name].reads in ("noise", "signal")
 
 
 def gram_influence(rows: RowMoments, names: Sequence[str], epsilon: float) -> SpectralInfluence:
@@ -146,24 +198,28 @@ def augmented_influence(
 ) -> SpectralInfluence:
     """The influence on metrics of the uncentred Gram matrix of all views, sum_ij z_ij z_ij^T / n.
 
-    Leaving a sample out removes its q rows together: q m_i m_i^T and the scatter of its residuals.
+    Leaving a sample out removes its q_i rows together: q_i m_i m_i^T and the scatter of its
+    residuals. The metrics depend on shares of the spectrum alone, so that nothing is centred.
     """
-    means, n, q = moments.class_means, moments.n, moments.n_views
-    total = moments.within + q * means.scatter
-    gram = torch.addr(total, means.mean, means.mean, alpha=n * q) / n
+    n, q = moments.n, moments.views
+    means, weight = moments.class_means, q
+    if not isinstance(q, int):
+        means, weight = moments.weighted_means, 1
+    assert isinstance(weight, int)
+    total = moments.within + weight * means.scatter
+    gram = torch.addr(total, means.mean, means.mean, alpha=n * weight) / n
     eigenvalues, vectors = _eigenpairs(gram)
     g = gradients(names, Spectrum(eigenvalues, n, q, epsilon))
     kernel = _kernel(eigenvalues, n)
     view_noise = ((moments.within @ vectors) * vectors).sum(dim=0).clamp_min(0.0) / n
     between = (eigenvalues - view_noise).clamp_min(0.0)
-    of_means = Expansion(between / q, q * g, q * _second_order(kernel, g, between), n)
-    of_residuals = (
-        Expansion(view_noise, g, _second_order(kernel, g, view_noise), n * (q - 1))
-        if q > 1
-        else None
-    )
+    of_means = Expansion(between, g, _second_order(kernel, g, between), n)
+    of_residuals = None
+    if moments.degrees:
+        of_one = view_noise * (n / moments.degrees)
+        of_residuals = Expansion(of_one, g, _second_order(kernel, g, of_one), n)
     origin = torch.zeros_like(means.mean)
-    return SpectralInfluence(names, origin, vectors, of_means, of_residuals)
+    return SpectralInfluence(names, origin, vectors, of_means, of_residuals, counts_views=True)
 
 
 def gradients(names: Sequence[str], spectrum: Spectrum) -> Tensor:
@@ -205,7 +261,7 @@ def _of_rows(
         _second_order(_kernel(eigenvalues, n), g, eigenvalues),
         n,
     )
-    return SpectralInfluence(names, origin, vectors, part, None)
+    return SpectralInfluence(names, origin, vectors, part)
 
 
 def _eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:

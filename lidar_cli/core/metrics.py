@@ -23,7 +23,7 @@ from lidar_cli.errors import DegenerateFeatures, SettingsError, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lidar_cli.core.moments import SphereMoments
+    from lidar_cli.core.moments import SphereMoments, ViewCounts
 
 ALL_ZERO = "every eigenvalue is 0: the embedding is constant or collapsed"
 FIT_RANKS = (11, 100)  # of alpha-ReQ's power law, counted from 1, both included
@@ -53,13 +53,13 @@ Reads = Literal[
 class Spectrum:
     """Eigenvalues [d], largest first, and the other numbers that a metric of them depends on.
 
-    n: samples, or rows. q: views of each. epsilon: entropy guard. edge: of view noise, for metrics
-    that read "edge" or "signal".
+    n: samples, or rows. q: views of each, or samples by their number of views. epsilon: entropy
+    guard. edge: of view noise, for metrics that read "edge" or "signal".
     """
 
     eigenvalues: Tensor
     n: int
-    q: int
+    q: ViewCounts
     epsilon: float
     edge: float | None = None
 
@@ -195,21 +195,23 @@ def rankme_gradient(gram: Tensor, epsilon: float) -> Tensor:
     return (effective_rank_gradient(sigma, epsilon) / (2.0 * sigma)).where(sigma > 0, 0.0)
 
 
-def noise_fraction(eigenvalues: Tensor, n: int, q: int) -> float:
+def noise_fraction(eigenvalues: Tensor, n: int, q: ViewCounts) -> float:
     """The share of the LDA trace that is view noise: d / (q h sum(lambda)); 1 for noise alone.
 
+    For unequal q_i the mean of 1/q_i replaces 1/q.
     Raises DegenerateFeatures as `inverse_bias`, and if the spectrum is all zero.
     """
+    from lidar_cli.core.moments import noise_floor
     from lidar_cli.core.noise import inverse_bias
 
     d, total = len(eigenvalues), float(eigenvalues.sum())
     h = inverse_bias(n, q, d)
     if total <= 0:
         raise DegenerateFeatures(ALL_ZERO, code="collapsed")
-    return d / (q * h * total)
+    return d * noise_floor(n, q) / (h * total)
 
 
-def noise_fraction_gradient(eigenvalues: Tensor, n: int, q: int) -> Tensor:
+def noise_fraction_gradient(eigenvalues: Tensor, n: int, q: ViewCounts) -> Tensor:
     """- T / sum(lambda), the same for every k."""
     slope = -noise_fraction(eigenvalues, n, q) / eigenvalues.sum()
     return slope.expand(len(eigenvalues))
@@ -344,7 +346,7 @@ def stable_rank_gradient(covariance: Tensor) -> Tensor:
 
 
 def normalized_std(sphere: SphereMoments) -> float:
-    """Mean over dimensions of the std of unit rows, times sqrt(d).
+    """Mean over dimensions of the std of unit rows, times sqrt(d). Each view counts once.
 
     1 for rows spread evenly over the sphere, 0 for a completely collapsed embedding.
     Source: Chen and He, "SimSiam", CVPR 2021, section 4.1.
@@ -356,6 +358,8 @@ def normalized_std(sphere: SphereMoments) -> float:
 def normalized_std_influence(block: Tensor, sphere: SphereMoments) -> Tensor:
     """sum_k (u_k - mean_k)^2 / (2 std_k sqrt(d)), averaged over the views of each sample, [c].
 
+    For unequal q_i this less its mean over all views, times q_i over their mean, since each view
+    counts once.
     u: unit rows of the block [c, q, d]. A dimension k with std 0 is left out.
     """
     from lidar_cli.core.moments import unit_rows
@@ -363,17 +367,21 @@ def normalized_std_influence(block: Tensor, sphere: SphereMoments) -> Tensor:
     std = (sphere.squares / sphere.n_rows).sqrt()
     weight = (0.5 / std).where(std > 0, 0.0) / len(std) ** 0.5
     influence: Tensor = (unit_rows(block) - sphere.mean).square().mean(dim=1) @ weight
+    influence -= std.square() @ weight
+    influence *= block.shape[1] * sphere.n_samples / sphere.n_rows
     return influence
 
 
 def alignment(sphere: SphereMoments) -> float:
     """Mean squared distance between two views of a sample on the unit sphere, 0..4.
 
+    The mean over pairs of views, then over samples, each of which counts once.
     Source: Wang and Isola 2020, alpha = 2. Raises DegenerateFeatures if q < 2.
     """
-    if sphere.n_views < 2:
+    if sphere.fewest_views < 2:
         raise DegenerateFeatures(
-            f"{sphere.n_views} view a sample: a distance between views needs 2", code="one-view"
+            f"{sphere.fewest_views} view a sample: a distance between views needs 2",
+            code="one-view",
         )
     return float(sphere.distances) / sphere.n_samples
 
@@ -435,8 +443,9 @@ METRICS = {
             "edge",
             "higher",
             "The number of eigenvalues of the LDA matrix above 1.1 times the largest that view "
-            "noise alone explains: by Wachter's law (1980), or by contrasts between the views of a "
-            "sample where noise is of uneven strength. A count, so it has no interval.",
+            "noise alone explains: by Wachter's law (1980), by its like for unequal numbers of "
+            "views, or by contrasts between the views of a sample where noise is of uneven "
+            "strength. A count, so it has no interval.",
             _n_above_noise,
             no_interval=IS_A_COUNT,
         ),

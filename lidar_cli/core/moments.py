@@ -1,7 +1,8 @@
 """Streaming moments of embeddings, in float64: update by chunk, merge, read at the end.
 
 Axes in this file: i of n samples, j of q views, and the d dimensions of one embedding. A chunk
-[c, q, d] has all views of c samples. Since no sample is split between two chunks, the scatter of
+[c, q, d] has all views of c samples. Samples with unequal numbers of views q_i arrive in chunks of
+equal numbers, in any order. Since no sample is split between two chunks, the scatter of
 views about their sample mean (`within`) is a plain sum over chunks. Only the scatter of the sample
 means needs a correction when two states are merged (Chan, Golub, LeVeque 1983, "Algorithms for
 computing the sample variance", eq. 2.1):
@@ -15,7 +16,9 @@ is large compared with the spread. `accumulate` computes the sums in several thr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -24,6 +27,22 @@ from torch import Tensor
 from lidar_cli.core.accumulate import Scatter, centred, held_rows, map_pieces
 
 Device = torch.device | str
+# q, the same for every sample, or how many samples have each number of views, {q: samples}.
+ViewCounts = int | Mapping[int, int]
+
+
+def degrees_within(n: int, q: ViewCounts) -> int:
+    """Degrees of freedom of the within covariance: n (q - 1), or sum_i (q_i - 1)."""
+    if isinstance(q, int):
+        return n * (q - 1)
+    return sum(samples * (views - 1) for views, samples in q.items())
+
+
+def noise_floor(n: int, q: ViewCounts) -> float:
+    """The share of a view's noise in the mean of a sample's views: 1/q, or the mean of 1/q_i."""
+    if isinstance(q, int):
+        return 1.0 / q
+    return sum(samples / views for views, samples in q.items()) / n
 
 
 class RowMoments:
@@ -142,14 +161,16 @@ class Moments:
 
         m_i      = mean_j z_ij                               `class_means`, RowMoments of rows [d]
         within   = sum_ij (z_ij - m_i)(z_ij - m_i)^T         [d, d]
-        r_i      = sum_j |z_ij - m_i|^2                      `energies`, RowMoments of rows [1]
+        r_i      = sum_j |z_ij - m_i|^2                      `energies`, RowMoments of rows [1] by q
         z / |z|  spread and agreement on the unit sphere     `sphere`, SphereMoments
 
     `merge` is associative and commutative to rounding: the moments of chunks, of files or of
     machines can be merged in any order.
 
     Args:
-        n_views: q, the same for every sample.
+        n_views: q, the same for every sample; None if samples have unequal numbers of views. Each
+            sample then counts once among the class means, whatever its q_i, and
+            q_i^1/2 m_i are added to `weighted_means`, for the sum over all views.
         dim: d.
         device: where the sums are held; chunks are moved there.
         scatters: whether to compute `class_means`, `within` and `energies`; if not, they are empty.
@@ -167,6 +188,16 @@ class Moments:
         (2, 4.0)
         >>> moments.class_means.scatter.item(), moments.within.item()
         (8.0, 4.0)
+        >>> moments
+        Moments(n_views=2, dim=1): 2 samples, on cpu
+        >>> round(moments.lidar(), 4)  # one direction
+        1.0
+
+        Three recordings of 2, 2 and 3 segments have 1 + 1 + 2 degrees of freedom within.
+
+        >>> recordings = [torch.zeros(2, 1), torch.ones(2, 1), torch.ones(3, 1)]
+        >>> Moments.of(recordings).degrees
+        4
 
     References:
         Chan, Golub, LeVeque, "Algorithms for computing the sample variance", The American
@@ -175,7 +206,7 @@ class Moments:
 
     def __init__(
         self,
-        n_views: int,
+        n_views: int | None,
         dim: int,
         device: Device = "cpu",
         *,
@@ -187,23 +218,41 @@ class Moments:
         self.device = torch.device(device)
         self.n = 0  # samples seen
         self.class_means = RowMoments(dim, device)
-        self.energies = RowMoments(1, device)
+        self.weighted_means = RowMoments(dim, device)  # empty if n_views is given
+        self.energies: dict[int, RowMoments] = {}
         self.unit_roundoff = torch.finfo(torch.float64).eps  # of the coarsest type that was added
         self.sphere = SphereMoments(dim, self.device)
+        self._counts: dict[int, int] = {}  # samples by their number of views
         self._wants_scatters, self._wants_sphere = scatters, sphere
         self._within = Scatter(dim if scatters else 0, self.device)
 
     @classmethod
-    def of(cls, embeddings: Tensor) -> Moments:
-        """The moments of embeddings [n, q, d], on their device.
+    def of(cls, embeddings: Tensor | Sequence[Tensor]) -> Moments:
+        """The moments of embeddings [n, q, d], or of n tensors [q_i, d], on their device.
 
         Raises:
-            ValueError: if the tensor has not three axes.
+            ValueError: if the tensor has not three axes, or one of several not two.
         """
+        if not isinstance(embeddings, Tensor):
+            return cls._of_samples(embeddings)
         if embeddings.ndim != 3:
             raise ValueError(f"expected embeddings [n, q, d], got shape {tuple(embeddings.shape)}")
         moments = cls(embeddings.shape[1], embeddings.shape[2], embeddings.device)
         moments.update(embeddings)
+        return moments
+
+    @classmethod
+    def _of_samples(cls, samples: Sequence[Tensor]) -> Moments:
+        by_count: dict[int, list[Tensor]] = {}
+        for sample in samples:
+            if sample.ndim != 2 or not len(sample) or sample.shape[1] != samples[0].shape[1]:
+                shape = tuple(sample.shape)
+                raise ValueError(f"expected the views [q_i, d] of each sample, got shape {shape}")
+            by_count.setdefault(len(sample), []).append(sample)
+        dim, device = (samples[0].shape[1], samples[0].device) if samples else (0, "cpu")
+        moments = cls(None, dim, device)
+        for equal in by_count.values():
+            moments.update(torch.stack(equal))
         return moments
 
     @classmethod
@@ -214,6 +263,35 @@ class Moments:
         moments.class_means = class_means
         moments._within.add_scatter(within)
         return moments
+
+    def __repr__(self) -> str:
+        return (
+            f"Moments(n_views={self.n_views}, dim={self.dim}): {self.n} samples, on {self.device}"
+        )
+
+    def lidar(self, **constants: float) -> float:
+        """LiDAR of the samples so far, as `lidar_cli.lidar` computes it.
+
+        constants: `delta` and `epsilon`, by default those of `lidar_cli.lidar`.
+
+        Raises:
+            DegenerateFeatures: as `lidar_cli.lidar`.
+        """
+        # By name, because `functional` imports this module.
+        value: float = import_module("lidar_cli.core.functional").lidar_of(self, **constants)
+        return value
+
+    @property
+    def views(self) -> ViewCounts:
+        """q, if all samples have the same number of views, else how many samples have each."""
+        if self.n_views is not None:
+            return self.n_views
+        return self._counts if len(self._counts) > 1 else next(iter(self._counts), 0)
+
+    @property
+    def degrees(self) -> int:
+        """Degrees of freedom of the within covariance, sum_i (q_i - 1)."""
+        return degrees_within(self.n, self.views)
 
     @property
     def within(self) -> Tensor:
@@ -226,12 +304,15 @@ class Moments:
         Raises:
             ValueError: if q or d differ from this state's.
         """
-        if chunk.ndim != 3 or chunk.shape[1:] != (self.n_views, self.dim):
+        q = chunk.shape[1] if chunk.ndim == 3 else 0
+        wrong_views = self.n_views != q if self.n_views is not None else q < 1
+        if chunk.ndim != 3 or wrong_views or chunk.shape[2] != self.dim:
+            expected = "q" if self.n_views is None else self.n_views
             raise ValueError(
-                f"expected a chunk [c, {self.n_views}, {self.dim}], got {tuple(chunk.shape)}"
+                f"expected a chunk [c, {expected}, {self.dim}], got {tuple(chunk.shape)}"
             )
         self.note_type(chunk.dtype)
-        most = max(1, held_rows(self.dim) // max(1, self.n_views))
+        most = max(1, held_rows(self.dim) // max(1, q))
         for block in torch.split(chunk.to(self.device), most):
             if len(block):
                 self._add(block)
@@ -243,26 +324,32 @@ class Moments:
 
     def _add(self, block: Tensor) -> None:
         """Add a block [c, q, d] on the device; c q is at most `held_rows`, or c = 1."""
+        q = block.shape[1]
         sphere: list[SphereSums] = []
         if self._wants_scatters:
             pieces = self._within.transform_and_add(self._centre, block)
-            self.class_means.append(torch.cat([piece.means for piece in pieces]))
-            self.energies.append(torch.cat([piece.lengths for piece in pieces]).square_()[:, None])
+            means = torch.cat([piece.means for piece in pieces])
+            self.class_means.append(means)
+            if self.n_views is None:
+                self.weighted_means.append(q**0.5 * means)
+            energies = torch.cat([piece.lengths for piece in pieces]).square_()[:, None]
+            self.energies.setdefault(q, RowMoments(1, self.device)).append(energies)
             sphere = [piece.sphere for piece in pieces if piece.sphere is not None]
         elif self._wants_sphere:
-            numbers = self.n_views * self.dim
+            numbers = q * self.dim
             sphere = map_pieces(
                 lambda some: sphere_sums(block[some].to(torch.float64)),
                 *(len(block), numbers, self.device),
             )
         if self._wants_sphere:
-            self.sphere.add(self.n_views, sphere)
+            self.sphere.add(q, sphere)
         self.n += len(block)
+        self._counts[q] = self._counts.get(q, 0) + len(block)
 
     def _centre(self, piece: Tensor) -> _Piece:
         """Subtract from each view [c, q, d] the mean of its sample, in place; returns the sums."""
         sphere = sphere_sums(piece) if self._wants_sphere else None
-        means = piece.sum(dim=1).div_(self.n_views)
+        means = piece.sum(dim=1).div_(piece.shape[1])
         piece.sub_(means[:, None])
         return _Piece(means, torch.linalg.vector_norm(piece.flatten(1), dim=1), sphere)
 
@@ -282,11 +369,17 @@ class Moments:
         both = Moments(self.n_views, self.dim, self.device, scatters=scatters, sphere=sphere)
         both.n = self.n + other.n
         both.unit_roundoff = max(self.unit_roundoff, other.unit_roundoff)
+        both._counts = dict(Counter(self._counts) + Counter(other._counts))
         if scatters:
             both._within.add_scatter(self.within)
             both._within.add_scatter(other.within.to(self.device))
             both.class_means = self.class_means.merge(other.class_means)
-            both.energies = self.energies.merge(other.energies)
+            both.weighted_means = self.weighted_means.merge(other.weighted_means)
+            none = RowMoments(1, self.device)
+            both.energies = {
+                q: self.energies.get(q, none).merge(other.energies.get(q, none))
+                for q in self.energies | other.energies
+            }
         if sphere:
             both.sphere = self.sphere.merge(other.sphere)
         return both
@@ -349,6 +442,7 @@ class SphereMoments:
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
         self.n_rows = 0
         self.n_samples = 0
+        self.fewest_views = 0  # of a sample
         self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
         self.squares = torch.zeros_like(self.mean)
         self.distances = torch.zeros((), dtype=torch.float64, device=device)
@@ -366,12 +460,8 @@ class SphereMoments:
             # Over pairs of views, |u_j - u_k|^2 has the mean 2/(q - 1) sum_j |u_j - u_mean|^2.
             self.distances += 2.0 / (views - 1) * spread.sum()
         self._add(samples * views, mean, spread + views * squares)
+        self.fewest_views = min(views, self.fewest_views or views)
         self.n_samples += samples
-
-    @property
-    def n_views(self) -> int:
-        """q."""
-        return self.n_rows // max(1, self.n_samples)
 
     def merge(self, other: SphereMoments) -> SphereMoments:
         """The moments of both sets of rows together; neither operand changes."""
@@ -380,6 +470,7 @@ class SphereMoments:
             if part.n_rows:
                 both._add(part.n_rows, part.mean.to(both.mean), part.squares.to(both.mean))
             both.n_samples += part.n_samples
+            both.fewest_views = min(filter(None, (both.fewest_views, part.fewest_views)), default=0)
             both.distances += part.distances.to(both.mean)
         return both
 

@@ -32,19 +32,38 @@ ratio of Wachter's edges at these degrees of freedom, and at n and at the number
 safe side). Half of the c_ij are positive and half negative, or as nearly as q allows. With
 T = sum_i u_i u_i^T whitened by all residuals, Bc and Wc are both functions of T: an eigenvalue t of
 T gives n (q - 2)/(q (n - 1)) t/(1 - t).
+
+**Unequal numbers of views.** The noise of m_i is 1/q_i of a view's, so that even equal noise gives
+class means of unequal strength, and Wachter's law does not hold. With t_i = 1/q_i, c1 = d/(n - 1)
+and c2 = d/sum_i (q_i - 1), the limit law of the spectrum has its edge at the minimum of
+
+    x(w) = (1 + z) / (w (1 - c2 - c2 z)),   z = w mean_i t_i/(1 - c1 t_i w),   0 < w < 1/(c1 max t)
+
+(`unequal_edge`). x(w) is the inverse of the Stieltjes transform: that of sum_i t_i x_i x_i^T / n
+(Marchenko and Pastur 1967, "Distribution of eigenvalues for some sets of random matrices"),
+multiplied by the S-transform 1 - c2 - c2 z of an inverse Wishart matrix (Voiculescu 1987,
+"Multiplication of certain non-commuting random variables"). At equal q it is Wachter's edge. The
+largest eigenvalue fluctuates about it by the Tracy-Widom law, scaled by the curvature of x at its
+minimum (El Karoui 2007, "Tracy-Widom limit for the largest eigenvalue of a large class of complex
+sample covariance matrices").
+
+With r_i the residual energies, the test for uneven noise is of (r_i - (q_i - 1) mean) /
+(q_i - 1)^1/2, whose variance is 2 tr W^2 for every q_i. A contrast divided by q_i^1/2 has the
+distribution of m_i - E m_i, so that Bc = 1/(n - 1) sum_i u_i u_i^T / q_i, and Wc has
+sum_i (q_i - 2) degrees of freedom.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lidar_cli.core.moments import Moments
+from lidar_cli.core.moments import Moments, ViewCounts, degrees_within, noise_floor
 from lidar_cli.errors import DegenerateFeatures
 
 EDGE_MARGIN = 1.1  # Wachter's edge is a limit; at usual sizes noise stays below 1.1 times it
@@ -62,32 +81,37 @@ SEED = 0
 Blocks = Callable[[], Iterable[Tensor]]  # samples [c, q, d] in float64, the same ones at each call
 
 
-def inverse_bias(n: int, q: int, d: int) -> float:
+def inverse_bias(n: int, q: ViewCounts, d: int) -> float:
     """h = 1 - (d + 1) / (n (q - 1)): W0^-1 is too large by 1 / h on average.
 
+    For unequal q_i, here and below, sum_i (q_i - 1) replaces n (q - 1).
     Source: mean of the inverse Wishart distribution; Mardia, Kent, Bibby 1979, section 3.4.
     Raises DegenerateFeatures if n (q - 1) <= d + 1, where that mean does not exist.
     """
-    degrees = n * (q - 1)
+    degrees = degrees_within(n, q)
     if degrees <= d + 1:
+        name = "n (q - 1)" if isinstance(q, int) else "sum(q_i - 1)"
         raise DegenerateFeatures(
             f"the within covariance is singular: raise q or n "
-            f"(n (q - 1) = {degrees}, it must exceed d + 1 = {d + 1})",
+            f"({name} = {degrees}, it must exceed d + 1 = {d + 1})",
             code="within-singular",
         )
     return 1.0 - (d + 1) / degrees
 
 
-def noise_edge(n: int, q: int, d: int) -> float:
+def noise_edge(n: int, q: ViewCounts, d: int) -> float:
     """The largest eigenvalue of the LDA matrix that view noise alone explains.
 
         edge = (1/q) ((1 + sqrt(c1 + c2 - c1 c2)) / (1 - c2))^2,  c1 = d/(n-1),  c2 = d/(n(q-1))
 
-    Source: Wachter 1980, the limit law of the F matrix. Raises DegenerateFeatures as
-    `inverse_bias`.
+    Source: Wachter 1980, the limit law of the F matrix; for unequal q_i `unequal_edge`.
+    Raises DegenerateFeatures as `inverse_bias`.
     """
     inverse_bias(n, q, d)
-    return wachter_edge(n, n * (q - 1), d) / q
+    degrees = degrees_within(n, q)
+    if isinstance(q, int):
+        return wachter_edge(n, degrees, d) / q
+    return unequal_edge(q, degrees, d).edge
 
 
 def wachter_edge(n: int, degrees: int, d: int) -> float:
@@ -96,7 +120,50 @@ def wachter_edge(n: int, degrees: int, d: int) -> float:
     return ((1 + math.sqrt(c1 + c2 - c1 * c2)) / (1 - c2)) ** 2
 
 
-def n_above_noise(eigenvalues: Tensor, n: int, q: int, edge: float | None = None) -> int:
+class Edge(NamedTuple):
+    """The edge of a spectrum of noise, and the scale of the largest eigenvalue about it."""
+
+    edge: float
+    scale: float
+
+
+def unequal_edge(q: Mapping[int, int], degrees: int, d: int) -> Edge:
+    """The edge of the LDA spectrum of noise for samples with unequal numbers of views.
+
+    The minimum of x(w), in the notation above; its scale is (x'' / (2 d^2))^1/3, with x as a
+    function of the Stieltjes transform (1 + z)/x.
+    q: samples by their number of views. degrees: of freedom of the within covariance.
+    """
+    n = sum(q.values())
+    c1, c2 = d / (n - 1), d / degrees
+    t = torch.tensor([1.0 / views for views in q], dtype=torch.float64)
+    share = torch.tensor(list(q.values()), dtype=torch.float64) / n
+
+    def derivatives(w: float) -> tuple[float, float, float, float]:
+        """z and its derivative by w, and the first two of log x."""
+        poles = 1.0 / (1.0 - c1 * w * t)
+        mean, slope, curve = (
+            factor * c1**k * float((share * t ** (k + 1) * poles ** (k + 1)).sum())
+            for k, factor in enumerate((1.0, 1.0, 2.0))
+        )
+        z, dz, ddz = w * mean, mean + w * slope, 2.0 * slope + w * curve
+        left = 1.0 - c2 - c2 * z  # positive below the pole of x
+        if left <= 0:
+            return z, dz, math.inf, math.inf
+        first = dz / (1 + z) - 1 / w + c2 * dz / left
+        second = ddz / (1 + z) - (dz / (1 + z)) ** 2 + w**-2
+        return z, dz, first, second + c2 * ddz / left + (c2 * dz / left) ** 2
+
+    low, high = 0.0, 1.0 / (c1 * float(t.max()))
+    for _ in range(100):  # to all digits of float64
+        middle = (low + high) / 2
+        low, high = (middle, high) if derivatives(middle)[2] < 0 else (low, middle)
+    z, dz, _, second = derivatives(low)
+    edge = (1 + z) / (low * (1 - c2 - c2 * z))
+    return Edge(edge, (second * edge**3 / (2 * d**2 * dz**2)) ** (1 / 3))
+
+
+def n_above_noise(eigenvalues: Tensor, n: int, q: ViewCounts, edge: float | None = None) -> int:
     """The number of eigenvalues above 1.1 times the edge, which view noise does not explain.
 
     edge: `noise_edge` if None.
@@ -105,7 +172,7 @@ def n_above_noise(eigenvalues: Tensor, n: int, q: int, edge: float | None = None
     return int((eigenvalues > EDGE_MARGIN * edge).sum())
 
 
-def largest_of_noise(n: int, q: int, d: int) -> float:
+def largest_of_noise(n: int, q: ViewCounts, d: int) -> float:
     """The limit that the largest eigenvalue of Gaussian view noise exceeds in 1 draw of 100.
 
         b = n - 1,  w = n (q - 1)                                       degrees of freedom
@@ -114,11 +181,15 @@ def largest_of_noise(n: int, q: int, d: int) -> float:
         sigma^3 = 16 / ((b + w - 1)^2 sin^2(f + g) sin f sin g)
         limit = w / (q b) exp(mu + sigma t),   t the 99 % point of the Tracy-Widom law
 
-    Unlike a fixed margin on Wachter's edge it grows as n falls.
+    Unlike a fixed margin on Wachter's edge it grows as n falls. For unequal q_i it is the edge of
+    `unequal_edge` plus t times its scale.
     Source: Johnstone 2008, "Multivariate analysis and Jacobi ensembles", theorem 1, for the largest
     root of a double Wishart pair. Raises DegenerateFeatures as `inverse_bias`.
     """
     inverse_bias(n, q, d)
+    if not isinstance(q, int):
+        edge, scale = unequal_edge(q, degrees_within(n, q), d)
+        return edge + TRACY_WIDOM_99 * scale
     b, w = n - 1, n * (q - 1)
     few, many = sorted((d, b))
     g = 2 * math.asin(math.sqrt((few - 0.5) / (b + w - 1)))
@@ -128,9 +199,12 @@ def largest_of_noise(n: int, q: int, d: int) -> float:
     return w / (q * b) * math.tan((f + g) / 2) ** 2 * math.exp(sigma * TRACY_WIDOM_99)
 
 
-def corrected_spectrum(eigenvalues: Tensor, n: int, q: int, edge: float | None = None) -> Tensor:
+def corrected_spectrum(
+    eigenvalues: Tensor, n: int, q: ViewCounts, edge: float | None = None
+) -> Tensor:
     """lambda^c = max(h lambda - 1/q, 0) [d]: the LDA spectrum less its noise floor.
 
+    For unequal q_i the floor is the mean of 1/q_i.
     A class mean of q views has 1/q of the view noise, so that every direction of noise alone has an
     eigenvalue near 1/q. About half of these are above 1/q and remain, so that sums over the
     spectrum are too large, the more so the fewer the views.
@@ -153,7 +227,7 @@ def corrected_spectrum(eigenvalues: Tensor, n: int, q: int, edge: float | None =
             "more than one draw of a hundred; raise n",
             code="nothing-above-noise",
         )
-    return (h * eigenvalues - 1.0 / q).clamp_min(0.0)
+    return (h * eigenvalues - noise_floor(n, q)).clamp_min(0.0)
 
 
 class Dispersion(NamedTuple):
@@ -171,120 +245,155 @@ class Dispersion(NamedTuple):
 def dispersion(moments: Moments) -> Dispersion | None:
     """How unevenly view noise is spread over the samples; None if the moments do not determine it.
 
-    tr W^2 is estimated without bias from W0, which has f = n (q - 1) degrees of freedom:
+    tr W^2 is estimated without bias from W0, which has f = sum_i (q_i - 1) degrees of freedom:
     (tr W0^2 - (tr W0)^2 / f) f^2 / ((f - 1)(f + 2)).
     """
-    n, q, degrees = moments.n, moments.n_views, moments.n * (moments.n_views - 1)
-    if moments.energies.n != n or n < 2 or degrees < 2:
+    n, degrees = moments.n, moments.degrees
+    if sum(energies.n for energies in moments.energies.values()) != n or n < 2 or degrees < 2:
         return None
     within = moments.within / degrees
-    squares = within.square().sum() - within.trace().square() / degrees
+    trace = within.trace()
+    squares = within.square().sum() - trace.square() / degrees
     squares = squares * degrees**2 / ((degrees - 1) * (degrees + 2))
     if not squares > 0:
         return None
-    variance = float(moments.energies.scatter[0, 0]) / (n - 1)
-    half = 1.0 / (n - 1) + 6.0 / degrees  # half the variance: 1/f of the chi-square
+    scatter, inverse = 0.0, 0.0  # of (r_i - (q_i - 1) tr W0) / (q_i - 1)^1/2; sum of 1/(q_i - 1)
+    for q, energies in moments.energies.items():
+        gap = energies.mean[0] - (q - 1) * trace
+        scatter += float(energies.scatter[0, 0] + energies.n * gap.square()) / (q - 1)
+        inverse += energies.n / (q - 1)
+    half = 1.0 / (n - 1) + 6.0 * inverse / n**2  # half the variance: 1/f of the chi-square
     limit = (1.0 - 2.0 / 9.0 * half + NORMAL_999 * math.sqrt(2.0 / 9.0 * half)) ** 3
-    return Dispersion(variance / (2.0 * (q - 1) * float(squares)), limit)
+    return Dispersion(scatter / (n - 1) / (2.0 * float(squares)), limit)
 
 
 @dataclass(frozen=True)
 class ViewNoise:
     """The edge of view noise, how it was computed, and a remark about it.
 
-    law: "wachter", or "contrasts" if noise is uneven and theirs is the larger edge.
+    law: "wachter", "unequal" for unequal numbers of views, or "contrasts" if noise is uneven and
+    theirs is the larger edge.
     dispersion: variance of the samples' residual energies over that of equal Gaussian noise.
     """
 
     edge: float
-    law: Literal["wachter", "contrasts"]
+    law: Literal["wachter", "unequal", "contrasts"]
     dispersion: float | None = None
     remark: str | None = None
 
 
 def measure_view_noise(moments: Moments, blocks: Blocks, delta: float, room: int) -> ViewNoise:
-    """The edge of view noise: Wachter's from the moments, or if noise is uneven that of contrasts.
+    """The edge of view noise from the moments, or if noise is uneven that of contrasts.
 
     blocks, delta, room: as in `contrast_edge`. Raises DegenerateFeatures as `noise_edge`.
     """
-    wachter = noise_edge(moments.n, moments.n_views, moments.dim)
+    views = moments.views
+    equal = ViewNoise(
+        noise_edge(moments.n, views, moments.dim),
+        "wachter" if isinstance(views, int) else "unequal",
+    )
     spread = dispersion(moments)
-    if spread is None or not spread.is_uneven:
-        return ViewNoise(wachter, "wachter", spread.ratio if spread else None)
+    if spread is None:
+        return equal
+    equal = replace(equal, dispersion=spread.ratio)
+    if not spread.is_uneven:
+        return equal
     uneven = (
         f"view noise is of unequal strength among samples: their residual energies vary "
         f"{spread.ratio:.3g} times as much as equal Gaussian noise would have them"
     )
     try:
-        contrasts = contrast_edge(blocks, moments.n, delta, room)
+        contrasts = contrast_edge(blocks, moments.n, delta, room, views)
     except DegenerateFeatures as error:
         remark = f"{uneven}; {error}, so directions of noise may count as signal"
-        return ViewNoise(wachter, "wachter", spread.ratio, remark)
-    if contrasts <= wachter:
-        return ViewNoise(wachter, "wachter", spread.ratio)
+        return replace(equal, remark=remark)
+    if contrasts <= equal.edge:
+        return equal
+    law = "Wachter's" if isinstance(views, int) else "that of equal noise"
     remark = (
         f"{uneven}; so the noise edge is that of contrasts between the views of a sample, "
-        f"{contrasts:.3g}, and not Wachter's, {wachter:.3g}"
+        f"{contrasts:.3g}, and not {law}, {equal.edge:.3g}"
     )
     return ViewNoise(contrasts, "contrasts", spread.ratio, remark)
 
 
-def contrast_samples(n: int, q: int, d: int) -> Tensor:
+def contrast_samples(n: int, q: ViewCounts, d: int) -> Tensor:
     """Numbers of the samples used for contrasts, ascending: all, or a subset by a fixed seed."""
-    count = max(1, min(n, MOST_SAMPLES, MOST_NUMBERS // max(1, q * d)))
+    mean = (n + degrees_within(n, q)) // max(1, n)
+    count = max(1, min(n, MOST_SAMPLES, MOST_NUMBERS // max(1, mean * d)))
     if count == n:
         return torch.arange(n)
     generator = torch.Generator().manual_seed(SEED)
     return torch.randperm(n, generator=generator)[:count].sort().values
 
 
-def contrast_edge(blocks: Blocks, n: int, delta: float, room: int = 2**26) -> float:
+def contrast_edge(
+    blocks: Blocks, n: int, delta: float, room: int = 2**26, q: ViewCounts = 0
+) -> float:
     """The largest eigenvalue that view noise explains, for any distribution and strengths of it.
 
-    blocks: the samples of `contrast_samples`. n: the number of all samples. delta: as in
-    `lda_spectrum`.
+    blocks: the samples of `contrast_samples`, those of a block with equal numbers of views.
+    n: the number of all samples. delta: as in `lda_spectrum`.
     room: bytes that contrasts may occupy; with fewer, `blocks` is called more often, and the value
     is the same.
+    q: samples by their number of views, if these are unequal.
     Raises DegenerateFeatures if q < 3, or if the within covariance of the samples of `blocks` is
     singular or has fewer than 4 d degrees of freedom.
     """
-    factor, count, q = _within_factor(blocks, delta)
-    d = len(factor)
+    factor, counts = _within_factor(blocks, delta)
+    d, count, degrees = len(factor), sum(counts.values()), degrees_within(0, counts)
+    left = degrees - count  # degrees of freedom of Wc
     generator = torch.Generator().manual_seed(SEED)
     at_once = max(1, min(CONTRASTS, room // (4 * count * d)))
     largest = 0.0
     for first in range(0, CONTRASTS, at_once):
-        some = range(first, min(first + at_once, CONTRASTS))
-        weights = torch.stack([_weights(count, q, generator) for _ in some], dim=1)
-        for rows in _contrasts(blocks, weights, factor):
-            largest = max(largest, _largest(rows.double()))
-    share = largest / (count * (q - 1))
-    edge = count * (q - 2) / (q * (count - 1)) * share / (1.0 - share)
-    return edge * wachter_edge(n, n * (q - 1), d) / wachter_edge(count, count * (q - 2), d)
+        drawn = [
+            {views: _weights(samples, views, generator) for views, samples in counts.items()}
+            for _ in range(first, min(first + at_once, CONTRASTS))
+        ]
+        weights = {views: torch.stack([one[views] for one in drawn], dim=1) for views in counts}
+        contrasts, floors = _contrasts(blocks, weights, factor)
+        for rows in contrasts:
+            if isinstance(q, int):
+                largest = max(largest, _largest(rows.double()))
+            else:
+                largest = max(largest, _largest_of_pair(rows.double(), floors, degrees))
+    if isinstance(q, int):
+        (views,) = counts
+        share = largest / degrees
+        edge = left / (views * (count - 1)) * share / (1.0 - share)
+        return edge * wachter_edge(n, n * (views - 1), d) / wachter_edge(count, left, d)
+    whole = unequal_edge(q, degrees_within(n, q), d)
+    return largest / (count - 1) * left * whole.edge / unequal_edge(counts, left, d).edge
 
 
-def _within_factor(blocks: Blocks, delta: float) -> tuple[Tensor, int, int]:
-    """The Cholesky factor L [d, d] of W0 + delta I, the number of samples, and q."""
+def _within_factor(blocks: Blocks, delta: float) -> tuple[Tensor, dict[int, int]]:
+    """The Cholesky factor L [d, d] of W0 + delta I, and the samples by their number of views."""
     scatter: Tensor | float = 0.0
-    count = q = d = 0
+    counts: dict[int, int] = {}
+    d = 0
     for block in blocks():
         residuals = _residuals(block).flatten(0, 1)
         scatter = scatter + residuals.T @ residuals
-        count, (_, q, d) = count + len(block), block.shape
-    if q < 3:
+        samples, q, d = block.shape
+        counts[q] = counts.get(q, 0) + samples
+    degrees, count = degrees_within(0, counts), sum(counts.values())
+    if degrees <= count:
         raise DegenerateFeatures("no edge allows for that at q = 2, and it takes 3 views")
-    if LEAST_DEGREES * d > count * (q - 1):
+    if LEAST_DEGREES * d > degrees or (
+        len(counts) > 1 and LEAST_DEGREES * d > 2 * (degrees - count)
+    ):
         raise DegenerateFeatures(
-            f"no edge allows for that above d = {count * (q - 1) // LEAST_DEGREES}, a quarter of "
+            f"no edge allows for that above d = {degrees // LEAST_DEGREES}, a quarter of "
             "the degrees of freedom within samples"
         )
     assert isinstance(scatter, Tensor)
-    within = scatter.div_(count * (q - 1))
+    within = scatter.div_(degrees)
     within.diagonal().add_(delta)
     factor, failed = torch.linalg.cholesky_ex(within)
     if bool(failed):
         raise DegenerateFeatures("no edge allows for that with a singular within covariance")
-    return factor, count, q
+    return factor, counts
 
 
 def _residuals(block: Tensor) -> Tensor:
@@ -301,18 +410,41 @@ def _weights(count: int, q: int, generator: torch.Generator) -> Tensor:
     return weights
 
 
-def _contrasts(blocks: Blocks, weights: Tensor, factor: Tensor) -> Tensor:
-    """L^-1 u_i of k contrasts, in float32 [k, n, d]; weights: [n, k, q]."""
-    count, k, _ = weights.shape
+def _contrasts(
+    blocks: Blocks, weights: Mapping[int, Tensor], factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """L^-1 u_i of k contrasts, in float32 [k, n, d], and 1/q_i [n].
+
+    weights: [n', k, q] of the n' samples of each number of views q.
+    """
+    count, k = sum(map(len, weights.values())), next(iter(weights.values())).shape[1]
     rows = torch.empty(k, count, len(factor), dtype=torch.float32, device=factor.device)
-    start = 0
+    floors = torch.empty(count, dtype=torch.float64, device=factor.device)
+    start, used = 0, dict.fromkeys(weights, 0)
     for block in blocks():
-        some = slice(start, start + len(block))
-        contrasts = weights[some].to(block) @ _residuals(block)  # [c, k, d]
+        samples, q, _ = block.shape
+        some = slice(start, start + samples)
+        part = weights[q][used[q] : used[q] + samples].to(block)
+        contrasts = part @ _residuals(block)  # [c, k, d]
         solved = torch.linalg.solve_triangular(factor, contrasts.flatten(0, 1).T, upper=False)
         rows[:, some] = solved.T.view(contrasts.shape).transpose(0, 1).float()
-        start += len(block)
-    return rows
+        floors[some] = 1.0 / q
+        start, used[q] = start + samples, used[q] + samples
+    return rows, floors
+
+
+def _largest_of_pair(rows: Tensor, floors: Tensor, degrees: int) -> float:
+    """The largest eigenvalue of sum_i u_i u_i^T / q_i against sum_i (S_i - u_i u_i^T).
+
+    rows: L^-1 u_i [n, d], in which sum_i S_i is the identity times `degrees`. floors: 1/q_i [n].
+    """
+    within = -(rows.T @ rows)
+    within.diagonal().add_(degrees)
+    factor, failed = torch.linalg.cholesky_ex(within)
+    if bool(failed):
+        raise DegenerateFeatures("no edge allows for that with a singular within covariance")
+    weighted = floors.sqrt()[:, None] * rows
+    return _largest(torch.linalg.solve_triangular(factor, weighted.T, upper=False).T)
 
 
 def _largest(rows: Tensor) -> float:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lidar_cli.core.moments import Moments, RowMoments
+from lidar_cli.core.moments import Moments, RowMoments, noise_floor
 from lidar_cli.errors import DegenerateFeatures
 
 EPS = torch.finfo(torch.float64).eps
@@ -35,7 +35,7 @@ def lda_spectrum(moments: Moments, delta: float) -> LdaSpectrum:
     """Eigenvalues of the whitened between-class covariance.
 
         Sb = scatter of the class means / (n - 1)     [d, d]
-        W0 = within / (n (q - 1))                     [d, d]
+        W0 = within / sum_i (q_i - 1)                 [d, d]
         Sw = W0 + delta I = L L^T
         eig(Sw^-1/2 Sb Sw^-1/2) = eig(X X^T),  X = L^-1 [m_1 - m ... m_n - m] / sqrt(n - 1)
 
@@ -49,11 +49,11 @@ def lda_spectrum(moments: Moments, delta: float) -> LdaSpectrum:
     differ by no more than the rounding of the views.
     """
     is_constant = _check_means(moments)
-    n, q, d = moments.n, moments.n_views, moments.dim
+    n, d, degrees = moments.n, moments.dim, moments.degrees
     within = moments.within
-    within = torch.zeros_like(within) if is_constant else within / (n * (q - 1))
+    within = torch.zeros_like(within) if is_constant else within / degrees
     within.diagonal().add_(delta)
-    factor, singular = _cholesky(within, delta, degrees=n * (q - 1))
+    factor, singular = _cholesky(within, delta, degrees)
     means = moments.class_means.centred_rows()
     if means is not None:
         whitened = torch.linalg.solve_triangular(factor, means.T, upper=False)  # [d, n]
@@ -84,12 +84,17 @@ def gram_spectrum(rows: RowMoments) -> Tensor:
 def augmented_gram_spectrum(moments: Moments) -> Tensor:
     """Squared singular values of all n q views as rows, not centred.
 
-    With B the scatter of the class means and mu their mean: within + q B + n q mu mu^T.
+    With B the scatter of the class means and mu their mean: within + q B + n q mu mu^T. For
+    unequal q_i, with both of q_i^1/2 m_i: within + B + n mu mu^T. Each view counts once.
     """
-    means, q = moments.class_means, moments.n_views
+    q = moments.views
+    if isinstance(q, int):
+        means, rows = moments.class_means, moments.n * q
+    else:
+        means, rows, q = moments.weighted_means, moments.degrees + moments.n, 1
     total = torch.add(moments.within, means.scatter, alpha=q)
     eigenvalues = _eigenvalues(total.addr_(means.mean, means.mean, alpha=means.n * q))
-    return _above_rounding(eigenvalues[: means.n * q], moments.dim)
+    return _above_rounding(eigenvalues[:rows], moments.dim)
 
 
 def covariance_spectrum(rows: RowMoments) -> Tensor:
@@ -112,18 +117,24 @@ def _check_means(moments: Moments) -> bool:
 
     Raises DegenerateFeatures if n < 2, q < 2, or the class means differ by no more than rounding.
     """
-    n, q = moments.n, moments.n_views
+    n, q = moments.n, moments.views
     if n < 2:
         raise DegenerateFeatures(
             f"{n} sample: the between covariance needs at least 2", code="one-sample"
         )
-    if q < 2:
+    if isinstance(q, int) and q < 2:
         raise DegenerateFeatures(
             f"{q} view a sample: the within covariance needs at least 2", code="one-view"
         )
+    if not isinstance(q, int) and 1 in q:
+        raise DegenerateFeatures(
+            f"{q[1]} of {n} samples have a single view: the within covariance needs at least 2 of "
+            "each; leave these samples out, or add views of them",
+            code="one-view",
+        )
     within = moments.within
     rounding = _rounding_of_views(moments, within)
-    is_constant = bool(within.trace() <= rounding * q)
+    is_constant = bool(within.trace() * noise_floor(n, q) <= rounding)
     if moments.class_means.scatter_trace() <= rounding:
         raise DegenerateFeatures(
             "every eigenvalue is 0: the embedding is constant or collapsed"
@@ -213,7 +224,8 @@ def _rounding_of_views(moments: Moments, within: Tensor) -> float:
     coarser than float64 are rounded to it, by about half a unit each.
     """
     coarse = moments.unit_roundoff > EPS
-    squares = _rounding(moments.class_means) / (16 * EPS) ** 2 + within.trace() / moments.n_views
+    floor = noise_floor(moments.n, moments.views)
+    squares = _rounding(moments.class_means) / (16 * EPS) ** 2 + within.trace() * floor
     return float((2 * moments.unit_roundoff if coarse else 16 * EPS) ** 2 * squares)
 
 

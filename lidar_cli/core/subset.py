@@ -1,7 +1,8 @@
 """A fixed subset of samples, for metrics that compare every sample with every other.
 
 Such a metric takes O(m^2 d), so it reads m of the n samples, at most 1,000, and of each its first
-q' views, at most 10. The subset is the same for every file of the same n: the m samples whose
+q' views, at most 10; where samples have unequal numbers of views, as many as each of the n has. The
+subset is the same for every file of the same n: the m samples whose
 numbers have the smallest hashes. So it does not depend on chunks or processes, and the subset of
 the first samples of a file follows from what was collected of them.
 
@@ -45,9 +46,8 @@ class SampleSubset:
         self._numbers = torch.empty(0, dtype=torch.int64)  # of the samples in `_blocks`
         self._blocks: list[Tensor] = []  # [c, ...]
 
-    def add(self, first: int, views: Tensor) -> None:
-        """Add a chunk of views [c, q, d], whose first sample has this number."""
-        numbers = torch.arange(first, first + len(views))
+    def add(self, numbers: Tensor, views: Tensor) -> None:
+        """Add a chunk of views [c, q, d] of the samples with these numbers [c]."""
         limit = _limit(torch.cat([self._numbers, numbers]))
         chosen = _hash(numbers) <= limit
         self.n += len(views)

@@ -1,5 +1,8 @@
 """The equations of the metrics of a subset of samples; `subset` has its definition and symbols.
 
+Where samples have unequal numbers of views, q' is the smallest of them, so that no sample is
+compared by a mean that is noisier than others.
+
 Torch is imported when a metric is computed, as in `metrics`.
 """
 

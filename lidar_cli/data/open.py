@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lidar_cli.data.builtin import embedded_images
-from lidar_cli.data.check import check_data
+from lidar_cli.data.check import check_data, is_factory
 from lidar_cli.data.dataset import (
     Candidate,
     Samples,
@@ -36,6 +36,11 @@ def open_samples(settings: SampleSettings) -> Samples:
     Raises InputError if the data do not exist, hold fewer images, or cannot be read; MissingExtra
     if a package is not installed.
     """
+    if is_factory(settings.data):
+        from lidar_cli.data.factory import open_items
+
+        check_data(settings)
+        return open_items(settings)
     count = max(settings.n_samples, settings.clean_samples or 0)
     fewest = max(FEWEST_SAMPLES, settings.clean_samples or 0)
     if not isinstance(settings.n_samples, DefaultCount):
@@ -52,6 +57,10 @@ def sample_count(settings: SampleSettings, samples: Samples) -> int:
 
 def image_count(settings: SampleSettings) -> int | None:
     """How many images the data hold; none is read. None for a stream. Raises LidarError."""
+    if is_factory(settings.data):
+        from lidar_cli.data.factory import make
+
+        return len(make(str(settings.data)))
     return _open_source(settings).total
 
 

@@ -24,7 +24,7 @@ PAGES = {  # group of the list of topics -> names of files
     "Choosing a checkpoint": (
         *("metrics", "study", "trust", "dense", "intervals", "noise", "planning", "race"),
     ),
-    "What goes in": ("what-to-rank", "data", "recipes", "systems", "settings"),
+    "What goes in": ("what-to-rank", "data", "modalities", "recipes", "systems", "settings"),
     "What comes out": ("exit-statuses", "file-format", "page", "labels"),
     "Other ways to run": ("processes", "training", "python"),
     "What is promised": ("threats", "speed"),

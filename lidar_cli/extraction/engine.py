@@ -21,7 +21,8 @@ from torch import Tensor
 from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.core.dense import MOST_IMAGES, DenseParts, TokenStructure
 from lidar_cli.data.dataset import Samples
-from lidar_cli.errors import CheckpointError, DegenerateFeatures
+from lidar_cli.data.factory import Items
+from lidar_cli.errors import CheckpointError, DegenerateFeatures, LidarError, first_line
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.extraction.view_cache import ViewCache
 from lidar_cli.runtime.device import cpu_count, free_memory
@@ -83,21 +84,40 @@ class EmbeddingModel:
             images = batch.clean
             masked = self.embedder.embed_masked(batch.views, batch.masks, layers)
         draws = self._patch_draws(batch, len(images)) if PATCHES in layers else None
-        rows = self.embedder.embed(images, layers, draws)
+        rows = self._embed(images, layers, draws)
         views, clean = {}, {}
         for layer, width in layout.widths.items():
             shape = tuple(rows[layer].shape)
             if shape != (len(images), width):
                 raise CheckpointError(
-                    f"layer {layer} came out as {shape} for {len(images)} images; "
-                    f"expected ({len(images)}, {width}), one embedding an image",
+                    f"layer {layer} came out as {shape} for {len(images)} inputs; "
+                    f"expected ({len(images)}, {width}), one embedding an input",
                     code="layer-shape",
                 )
-            plain, clean[layer] = rows[layer].tensor_split([len(images) - batch.size])
+            n_clean = batch.size if layout.has_clean else 0
+            plain, clean[layer] = rows[layer].tensor_split([len(images) - n_clean])
             views[layer] = (
                 masked[layer] if masked else plain.reshape(-1, max(1, layout.n_views), width)
             )
         return views, clean
+
+    def _embed(
+        self, images: Tensor, layers: Sequence[str], draws: Tensor | None
+    ) -> dict[str, Tensor]:
+        """As `Embedder.embed`; raises CheckpointError for items that the model cannot take."""
+        try:
+            return self.embedder.embed(images, layers, draws)
+        except (LidarError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # torch and timm refuse shapes by errors of many kinds
+            if self.plan.item_shape is None:
+                raise
+            raise CheckpointError(
+                f"the {self.embedder.description.arch} cannot embed items of shape "
+                f"{list(self.plan.item_shape)}: {first_line(error)}; expected images [3, S, S] or, "
+                "of a video model, clips [3, T, S, S]",
+                code="item-shape",
+            ) from error
 
     def _patch_draws(self, batch: Batch, count: int) -> Tensor:
         """Which patch of each of the batch's images is embedded, in the order of the images."""
@@ -237,6 +257,8 @@ def find_batch_size(model: EmbeddingModel) -> int:
     images = plan.layout.n_views + 1
     if masks is not None and plan.views.differ_by_masks:  # one forward for each length of masks
         images = max(map(len, group_by_length(masks)))
+    if plan.item_shape is not None:
+        size, images = math.ceil(math.sqrt(math.prod(plan.item_shape) / 3)), max(1, images - 1)
     most = math.floor(BATCH_PIXELS[device.type] / (size**2 * images))
     most = max(1, min(MOST_SAMPLES_A_BATCH, most, plan.layout.n_clean))
     if device.type != "cuda" or most == 1:
@@ -292,10 +314,13 @@ def _blank(model: EmbeddingModel) -> Batch:
     views, side = model.plan.views, model.plan.views.image_size
     images = 2 if views.differ_by_masks else views.n_views + 1
     masks = views.masks([0])
+    shape: tuple[int, ...] = (views.channels, side, side)
+    if model.plan.item_shape is not None:
+        images, shape = max(1, views.n_views), model.plan.item_shape
     return Batch(
         0,
         1,
-        torch.zeros(images, views.channels, side, side, device=model.device),
+        torch.zeros(images, *shape, device=model.device),
         None if masks is None else [mask.to(model.device) for mask in masks],
         1,
         record_event(model.device),
@@ -366,6 +391,9 @@ class ViewSource:
         Raises InputError if an image cannot be decoded, CheckpointError if a batch does not fit
         into main memory.
         """
+        if isinstance(self.samples, Items):
+            yield from self._own_batches(self.samples, size, starts)
+            return
         total = self.plan.layout.n_clean
         self._check_memory(size)
         stream = SideStream(self.device)
@@ -396,6 +424,24 @@ class ViewSource:
                 del batch  # before the next is assembled: one batch here, not two
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            stream.synchronize()
+
+    def _own_batches(self, items: Items, size: int, starts: Sequence[int]) -> Iterator[Batch]:
+        """As `batches`, of the user's samples: their own views, or the samples themselves."""
+        stream = SideStream(self.device)
+        blocks = items.batches(starts, size, self.workers or 0)
+        try:
+            for start, block in zip(starts, blocks, strict=True):
+                padding = block[-1:].expand(size - len(block), *block.shape[1:])
+                padded = torch.cat([block, padding])
+                if self.device.type == "cuda":
+                    padded = padded.pin_memory()
+                with stream.activate():
+                    inputs = padded.to(self.device, non_blocking=True)
+                    inputs = inputs.flatten(0, 1) if items.n_views else inputs
+                    stop = start + len(block)
+                    yield Batch(start, stop, inputs, None, size, record_event(self.device))
+        finally:
             stream.synchronize()
 
     def _check_memory(self, size: int) -> None:

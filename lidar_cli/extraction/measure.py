@@ -15,7 +15,7 @@ from lidar_cli.extraction.engine import (
     at_size_that_fits,
     find_batch_size,
 )
-from lidar_cli.extraction.plan import Plan, make_plan
+from lidar_cli.extraction.plan import Plan, make_plan, set_image_size
 from lidar_cli.extraction.run import note_data, open_with
 from lidar_cli.runtime.device import find_device
 from lidar_cli.runtime.progress import Progress
@@ -41,7 +41,7 @@ def measure(model: EmbeddingModel, source: ViewSource, batch_size: int | None) -
     Raises as `extract`.
     """
     plan, device = model.plan, model.device
-    model.embedder.set_image_size(plan.views.image_size)
+    set_image_size(model.embedder, plan)
 
     def attempt(size: int) -> Measured:
         if device.type == "cuda":

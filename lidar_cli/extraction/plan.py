@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.models.user_module import source
 from lidar_cli.checkpoints.shapes.inner import names_of
 from lidar_cli.checkpoints.shapes.spec import BY_USER, PIXEL_STATS, Assumed, CheckpointDescription
 from lidar_cli.core.dense import MOST_IMAGES
 from lidar_cli.data.dataset import Samples, parse_bands
+from lidar_cli.data.factory import Items, input_shape
 from lidar_cli.data.open import sample_count
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features.schema import EMBEDDING_REVISION, Layout, revision_of
@@ -27,7 +29,7 @@ from lidar_cli.settings import (
     EmbedSettings,
     SampleSettings,
 )
-from lidar_cli.views.methods import RECIPES, find_recipe
+from lidar_cli.views.methods import IDENTITY, RECIPES, find_recipe
 from lidar_cli.views.pipeline import Views
 from lidar_cli.views.recipes import (
     MEAN_OF_ALL,
@@ -38,6 +40,7 @@ from lidar_cli.views.recipes import (
     statistics_text,
 )
 
+CLIP_AXES = 4  # channels, frames, rows, columns
 # How the token of the layer `patches` is chosen, see `draw_patches`.
 PATCH_DRAW = (
     "token floor(u N) of N, row by row; u of seed, sample and view; one a view; "
@@ -53,6 +56,7 @@ class Plan:
     layout: Layout
     precision: str
     provenance: dict[str, Any]  # without the batch size, which is measured on the model
+    item_shape: tuple[int, ...] | None = None  # of one input of the model; None for images
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -182,6 +186,9 @@ def with_assumed_in_use(
     None are assumed where the user gives them. Raises SettingsError as `choose_recipe` does.
     """
     recipe, assumed = choose_recipe(settings, description), dict(description.assumed)
+    if shape := input_shape(settings):  # normalised by the user, and clips have frames
+        unused = (PIXEL_STATS, "frames") if len(shape) == CLIP_AXES else (PIXEL_STATS,)
+        return replace(description, assumed={k: v for k, v in assumed.items() if k not in unused})
     if settings.pixel_stats != "auto" or _statistics_in_table(settings):
         assumed.pop(PIXEL_STATS, None)
     elif PIXEL_STATS in assumed:
@@ -221,6 +228,15 @@ def image_size(
     if samples.image_size:
         return samples.image_size, Assumed(samples.image_size, "of the data; --image-size sets it")
     return USUAL_IMAGE_SIZE, Assumed(USUAL_IMAGE_SIZE, "usual; --image-size sets it")
+
+
+def set_image_size(embedder: Embedder, plan: Plan) -> None:
+    """Prepare a model for the images of a plan; for other inputs nothing is to be prepared.
+
+    Raises CheckpointError if the backbone cannot take them.
+    """
+    if plan.views.image_size:
+        embedder.set_image_size(plan.views.image_size)
 
 
 def check_masks(views: Views, description: CheckpointDescription, path: str) -> None:
@@ -264,6 +280,8 @@ def make_plan(
     Raises CheckpointError for a layer that the checkpoint does not have or masks that it cannot
     take, SettingsError for an unknown recipe or fewer clean samples than n.
     """
+    if isinstance(samples, Items):
+        return _own_plan(description, path, digest, samples, settings, device)
     n = sample_count(settings, samples)
     clean = n if settings.clean_samples is None else settings.clean_samples
     if clean < n:
@@ -276,26 +294,11 @@ def make_plan(
     check_channels(recipe, description, bands, path)
     views = Views(recipe, settings.seed, q, size, description.patch, bands)
     check_masks(views, description, path)
-    widths = _layer_widths(settings, description, recipe)
-    provenance = {
-        "checkpoint": path,
-        "sha256": digest,
-        **_origin(description, settings),
-        "layers": list(widths),
-        "layer_reason": layer_reason(settings.layer, list(description.widths)),
-        "data": samples.data,
-        "samples_sha256": samples.fingerprint,
-        "n_samples": n,
-        "n_views": q,
-        "n_clean": clean,
-        "seed": settings.seed,
+    layout = Layout(_layer_widths(settings, description, recipe), n, q, clean, settings.storage)
+    widths = layout.widths
+    provenance = _provenance(description, path, digest, samples, settings, device, layout) | {
         "views": recipe.describe(),
         "image_size": size,
-        "precision": settings.precision,
-        "storage": settings.storage,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "embedding_revision": EMBEDDING_REVISION,
-        "versions": {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy")},
     }
     optional = {
         "bands": ",".join(map(str, bands or ())),
@@ -309,10 +312,76 @@ def make_plan(
     provenance |= {name: value for name, value in optional.items() if value}
     return Plan(
         views=views,
-        layout=Layout(widths, n, q, clean, settings.storage),
+        layout=layout,
         precision=settings.precision,
         provenance=provenance,
     )
+
+
+def _provenance(
+    description: CheckpointDescription,
+    path: str,
+    digest: str,
+    samples: Samples,
+    settings: EmbedSettings,
+    device: torch.device,
+    layout: Layout,
+) -> dict[str, Any]:
+    """What images and other samples have in common in a provenance."""
+    return {
+        "checkpoint": path,
+        "sha256": digest,
+        **_origin(description, settings),
+        "layers": list(layout.widths),
+        "layer_reason": layer_reason(settings.layer, list(description.widths)),
+        "data": samples.data,
+        "samples_sha256": samples.fingerprint,
+        "n_samples": layout.n_samples,
+        "n_views": layout.n_views,
+        "n_clean": layout.n_clean if layout.has_clean else 0,
+        "seed": settings.seed,
+        "precision": settings.precision,
+        "storage": settings.storage,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "embedding_revision": EMBEDDING_REVISION,
+        "versions": {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy")},
+    }
+
+
+def _own_plan(
+    description: CheckpointDescription,
+    path: str,
+    digest: str,
+    samples: Items,
+    settings: EmbedSettings,
+    device: torch.device,
+) -> Plan:
+    """The plan for samples of the user's code, which makes their views. Raises as `make_plan`."""
+    q, count = samples.n_views, len(samples)
+    widths = _layer_widths(settings, description, IDENTITY)
+    if PATCHES in widths:
+        raise CheckpointError(
+            f"--layer {PATCHES}: is for images that lidar decodes, and --data {samples.data} is a "
+            f"factory; use --layer {next(iter(description.widths))}",
+            code="no-patches",
+        )
+    layout = Layout(widths, count if q else 0, q, count, settings.storage, has_clean=not q)
+    provenance = _provenance(description, path, digest, samples, settings, device, layout)
+    provenance |= {"views": {"name": "own"}, "item_shape": list(samples.shape)}
+    if samples.labels_sha256:
+        provenance["labels_sha256"] = samples.labels_sha256
+    side = samples.shape[-1] if _is_image(samples.shape) else 0
+    return Plan(
+        views=Views(IDENTITY, settings.seed, q, side),
+        layout=layout,
+        precision=settings.precision,
+        provenance=provenance,
+        item_shape=samples.shape,
+    )
+
+
+def _is_image(shape: tuple[int, ...]) -> bool:
+    return len(shape) >= 3 and shape[-1] == shape[-2]
 
 
 def _layer_widths(

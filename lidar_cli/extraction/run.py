@@ -21,6 +21,7 @@ from lidar_cli.checkpoints.open import open_checkpoint, wrap_module
 from lidar_cli.checkpoints.reading.read import sha256, stamp
 from lidar_cli.checkpoints.shapes.inner import pooling_texts
 from lidar_cli.data.dataset import Samples, describe_bad
+from lidar_cli.data.factory import input_shape
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import CheckpointError, FeatureFileError, SettingsError, first_line
 from lidar_cli.extraction.engine import (
@@ -31,7 +32,13 @@ from lidar_cli.extraction.engine import (
     find_batch_size,
     measure_dense,
 )
-from lidar_cli.extraction.plan import Plan, image_size, make_plan, with_assumed_in_use
+from lidar_cli.extraction.plan import (
+    Plan,
+    image_size,
+    make_plan,
+    set_image_size,
+    with_assumed_in_use,
+)
 from lidar_cli.extraction.sharded import check_shared, embed_share, finished_batch_size
 from lidar_cli.features.reader import read_interrupted
 from lidar_cli.features.schema import format_size
@@ -108,7 +115,7 @@ def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: A
     samples = open_samples(parsed)
     digest = _digest(model)
     with restored(model):
-        embedder = wrap_module(model, parsed.layer).to(device)
+        embedder = wrap_module(model, parsed.layer, input_shape(parsed)).to(device)
         if parsed.compile:
             compile_backbone(embedder, device)
         plan = make_plan(embedder.description, "", digest, samples, parsed, device)
@@ -177,7 +184,7 @@ def extract_checkpoint(
     assumed = with_assumed_in_use(description, settings).assumed_text
     notes = [description.stand_ins_text, description.branch_reason, plan.provenance["layer_reason"]]
     notes += pooling_texts(description.inner)
-    _, size = image_size(settings, description, samples)
+    _, size = (None, None) if plan.item_shape else image_size(settings, description, samples)
     texts = [assumed, size.text("image_size") if size else ""]
     assumed = "; ".join(filter(None, texts))
     for note in [*notes, f"assumed {assumed}" if assumed else None]:
@@ -190,7 +197,7 @@ def extract_checkpoint(
     if not shared:
         return run(model, source, settings, output, progress)
     begun = time.monotonic()
-    embedder.set_image_size(plan.views.image_size)
+    set_image_size(embedder, plan)
     share = embed_share(model, source, settings, output, rank_info, progress)
     record = _record(output, plan, share.batch_size, share.embedded, begun)
     return replace(record, reports_result=share.joined or reports_result)
@@ -305,7 +312,7 @@ def run(
         batch_size = finished_batch_size(plan.identity, output)
         if batch_size is not None:
             return _record(output, plan, batch_size, 0, begun)
-    model.embedder.set_image_size(plan.views.image_size)
+    set_image_size(model.embedder, plan)
     fixed: int | None = settings.batch_size or recorded.get("batch_size")
 
     def write(batch_size: int) -> Extraction:

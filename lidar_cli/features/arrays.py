@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.errors import BadRows, InputError, first_line, nearest, printable
-from lidar_cli.features.embeddings import Embeddings, StoredArray, with_names
+from lidar_cli.features.embeddings import Embeddings, StoredArray, with_equal_views, with_names
 from lidar_cli.features.schema import HARMLESS, MAX_RATIO
 from lidar_cli.runtime.files import open_regular
 from lidar_cli.runtime.sandbox import run_limited, validation
@@ -92,13 +92,32 @@ def read_npy(path: Path, form: ArrayForm) -> Embeddings:
         raise InputError(
             f"{path}: numbers are {header.type_name}; expected float16, float32 or float64"
         )
+    _check_size(path, header)
+    stored = stored_at(path, header.offset, header.shape, header.dtype)
+    return select_embeddings(path, {path.stem: stored}, form)
+
+
+def _check_size(path: Path, header: Header) -> None:
     size, expected = path.stat().st_size, header.offset + header.nbytes
     if size < expected:
         raise InputError(
             f"{path}: truncated, {size:,} of {expected:,} bytes; copy or write the file again"
         )
-    stored = stored_at(path, header.offset, header.shape, header.dtype)
-    return select_embeddings(path, {path.stem: stored}, form)
+
+
+def read_npy_ids(path: Path) -> list[str]:
+    """Ids [N], integers or texts, in a `.npy` file. Raises InputError for other content."""
+    record = run_limited(NPY, path, str(path), error=InputError, advice=SAVE_AGAIN).value
+    with validation(path, InputError, SAVE_AGAIN):
+        header = _header(record | {"dtype": record["text"]})
+    if header.dtype is None or len(header.shape) != 1:
+        raise InputError(
+            f"{path}: ids are {header.type_name} of shape {_format_shape(header.shape)}; expected "
+            "one axis of integers, or of texts that are no Python objects"
+        )
+    _check_size(path, header)
+    count = header.shape[0]
+    return as_texts(read_rows(path, header.offset, header.shape, header.dtype, 0, count))
 
 
 def read_npz(path: Path, form: ArrayForm) -> Embeddings | None:
@@ -196,15 +215,9 @@ def as_embeddings(
         return Embeddings(str(path), name, stored, None, note=note)
     if q is None:
         return Embeddings(str(path), name, None, stored, clean_name="rows", note=note)
-    rows, d = shape
-    if rows % q:
-        raise InputError(f"{path}: {rows} rows are not a multiple of --views-per-sample {q}")
-
-    def read(start: int, stop: int) -> Tensor:
-        return stored.read(start * q, stop * q).view(-1, q, d)
-
-    views = StoredArray((rows // q, q, d), stored.item_size, read)
-    return Embeddings(str(path), name, views, None, note=note)
+    if shape[0] % q:
+        raise InputError(f"{path}: {shape[0]} rows are not a multiple of --views-per-sample {q}")
+    return Embeddings(str(path), name, with_equal_views(stored, q), None, note=note)
 
 
 def with_views_first(stored: StoredArray) -> StoredArray:

@@ -20,10 +20,18 @@ import torch
 from lidar_cli.errors import FeatureFileError, first_line, printable
 from lidar_cli.features.arrays import check_not_sparse, checked_sizes, read_rows, stored_at
 from lidar_cli.features.embeddings import StoredArray
-from lidar_cli.features.schema import FORMAT, PARTIAL, VERSION, ids_digest, parse_provenance
+from lidar_cli.features.schema import (
+    FORMAT,
+    PARTIAL,
+    UNEQUAL_VERSION,
+    VERSION,
+    ids_digest,
+    parse_provenance,
+)
 from lidar_cli.runtime.files import NotAFile, is_hdf5
 from lidar_cli.runtime.sandbox import Stamp, WalkResult, run_limited, stamp_of, validation
 
+COUNTS = "samples/q"
 DTYPES = re.compile(r"[<>|][iufb][1248]")  # numpy's names of the types that are read
 DAMAGE = (  # types of errors that a damaged file can cause
     KeyError, ValueError, AttributeError, TypeError, OSError, RuntimeError, MemoryError
@@ -92,8 +100,16 @@ class HDF5Contents:
             raise ValueError(f"{name} has the shape {array.shape}, but there are {rows} rows")
         return self.rows(array, 0, rows)
 
+    @property
+    def is_unequal(self) -> bool:
+        """Whether samples may have unequal numbers of views."""
+        return self.attributes.get("version") == UNEQUAL_VERSION
+
     def _row_count(self, name: str) -> int:
         """The number of rows of the layer of this array, else of any layer. Raises as `array`."""
+        if self.is_unequal:  # rows of views are then no samples
+            shape = self.array(COUNTS).shape
+            return shape[0] if shape else 0
         group, _, _ = name.rpartition("/")
         layers = [f"embeddings/{layer}" for layer in self.layers]
         names = [
@@ -213,10 +229,10 @@ def provenance_of(contents: HDF5Contents, form: str = FORMAT) -> dict[str, Any]:
             code="not-a-feature-file",
         )
     version = contents.attributes["version"]
-    if type(version) is not int or version != VERSION:
+    if type(version) is not int or version not in (VERSION, UNEQUAL_VERSION):
         raise FeatureFileError(
-            f"{contents.path}: feature file version {version}, this lidar reads {VERSION}; "
-            "extract it again"
+            f"{contents.path}: feature file version {version}, this lidar reads {VERSION} and "
+            f"{UNEQUAL_VERSION}; extract it again"
         )
     text = contents.attributes["provenance"]
     return {} if text is None else parse_provenance(text)

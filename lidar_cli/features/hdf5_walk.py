@@ -31,7 +31,7 @@ PARTS = {
     "clean": "f",
     "crc32": "u",
 }  # arrays of a layer -> allowed kinds of numpy types
-SAMPLES = {"done": "uib", "label": "iufb"}
+SAMPLES = {"done": "uib", "label": "iufb", "q": "iu"}
 MAX_TEXT = 2**12  # bytes of an id of fixed length
 MAX_CHUNK = 2**28  # bytes; HDF5 unpacks a chunk at once
 

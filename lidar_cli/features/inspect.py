@@ -26,7 +26,8 @@ class LayerSummary:
 
     name: str
     n: int  # samples with views
-    q: int  # views of each; 0 without views
+    q: int  # views of each; 0 without views, the smallest number where they are unequal
+    most: int  # the largest number
     d: int
     n_clean: int  # samples with a clean embedding
     storage: str  # the type of the numbers
@@ -77,6 +78,8 @@ def _layer(file: HDF5Contents, embeddings: Embeddings) -> LayerSummary:
         for part in (chunk.views, chunk.clean):
             if part is not None and not part.isfinite().all():
                 bad = int((~part.isfinite().flatten(1).all(dim=1)).nonzero()[0])
+                if part is chunk.views and chunk.counts is not None:
+                    bad = int((chunk.counts.cumsum(0) <= bad).sum())
                 raise FeatureFileError(
                     f"{file.path}: layer {embeddings.layer}: the embedding of sample "
                     f"{chunk.start + bad} holds NaN or Inf; write it again without",
@@ -89,6 +92,7 @@ def _layer(file: HDF5Contents, embeddings: Embeddings) -> LayerSummary:
         name=embeddings.layer,
         n=n if q else 0,
         q=q,
+        most=q if embeddings.counts is None else int(embeddings.counts.max()),
         d=d,
         n_clean=embeddings.clean.shape[0] if embeddings.clean else 0,
         storage=f"float{8 * stored.item_size}",

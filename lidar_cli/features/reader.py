@@ -11,12 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lidar_cli.core.dense import DenseParts
 from lidar_cli.errors import FeatureFileError, Unresumable, shortened
 from lidar_cli.features.arrays import AS_IT_IS, ArrayForm, as_embeddings, choose_array
-from lidar_cli.features.embeddings import Chunk, Embeddings, Names, StoredArray, with_names
+from lidar_cli.features.embeddings import (
+    Chunk,
+    Embeddings,
+    Names,
+    StoredArray,
+    check_counts,
+    with_equal_views,
+    with_names,
+)
 from lidar_cli.features.hdf5 import (
+    COUNTS,
     HDF5Contents,
     complete_provenance,
     has_format,
@@ -112,10 +122,8 @@ def read_hdf5(
             raise ValueError(file.unlisted or "it holds no layer")
         names = [name.strip() for name in layers.split(",")]
         if layers == "auto":
-            by_depth = provenance.get("layers")
-            first = by_depth if isinstance(by_depth, list) else []
-            names = [*(name for name in first if name in file.layers)]
-            names += [name for name in file.layers if name not in names]
+            by_depth = [name for name in provenance.get("layers") or () if name in file.layers]
+            names = list(dict.fromkeys([*by_depth, *file.layers]))
         for name in names:
             if name not in file.layers:
                 raise FeatureFileError(
@@ -139,8 +147,11 @@ def read_first(path: Path, layer: str, n: int) -> Embeddings:
                 f"{path}: incomplete, {missing} of the first {n} samples missing"
             )
         all_samples = _layer(file, path, layer, provenance)
-    views, clean = _first_rows(all_samples.views, n), _first_rows(all_samples.clean, n)
-    return replace(all_samples, views=views, clean=clean)
+    counts = all_samples.counts
+    counts = None if counts is None else counts[:n]
+    views = _first_rows(all_samples.views, n if counts is None else int(counts.sum()))
+    clean = _first_rows(all_samples.clean, n)
+    return replace(all_samples, views=views, clean=clean, counts=counts)
 
 
 def _first_rows(stored: StoredArray | None, n: int) -> StoredArray | None:
@@ -154,12 +165,18 @@ def _layer(file: HDF5Contents, path: Path, name: str, provenance: dict[str, Any]
         for part in ("views", "clean")
         if f"{group}/{part}" in file.arrays
     }
-    _check_shapes(file, name, {part: array.shape for part, array in stored.items()})
+    counts = None
+    if file.is_unequal and "views" in stored:
+        counts = _counts(file, stored["views"].shape[0])
+    _check_shapes(file, name, {part: array.shape for part, array in stored.items()}, counts)
+    views = stored.get("views")
+    if views is not None and counts is not None and counts.min() == counts.max():
+        views, counts = with_equal_views(views, int(counts[0])), None
     checksums = file.read_all(f"{group}/crc32") if f"{group}/crc32" in file.arrays else None
 
     def verify(chunk: Chunk) -> None:
         assert checksums is not None
-        views = NO_VIEWS if chunk.views is None else chunk.views.numpy()
+        views = NO_VIEWS if chunk.views is None else chunk.by_sample()
         clean = np.empty((len(views), 0)) if chunk.clean is None else chunk.clean.numpy()
         computed = checksums_of(views, clean)
         bad = np.flatnonzero(computed != checksums[chunk.start : chunk.start + len(computed)])
@@ -173,8 +190,9 @@ def _layer(file: HDF5Contents, path: Path, name: str, provenance: dict[str, Any]
     return Embeddings(
         str(path),
         name,
-        stored.get("views"),
+        views,
         stored.get("clean"),
+        counts=counts,
         provenance=provenance,
         verify=None if checksums is None else verify,
         content=None if checksums is None else hashlib.sha256(checksums.tobytes()).hexdigest(),
@@ -183,9 +201,28 @@ def _layer(file: HDF5Contents, path: Path, name: str, provenance: dict[str, Any]
     )
 
 
-def _check_shapes(file: HDF5Contents, name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _counts(file: HDF5Contents, rows: int) -> torch.Tensor:
+    """The numbers of views of samples [n]. Raises ValueError if they are not those of the rows."""
+    counts = torch.from_numpy(file.read_all(COUNTS).astype(np.int64))
+    if not len(counts) or int(counts.min()) < 1 or int(counts.max()) > rows or counts.sum() != rows:
+        raise ValueError(
+            f"{COUNTS} has {len(counts)} numbers of the sum {int(counts.sum())}; expected as many "
+            f"positive ones as there are samples, of the sum {rows}, the rows of views"
+        )
+    check_counts(str(file.path), counts)
+    return counts
+
+
+def _check_shapes(
+    file: HDF5Contents,
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    counts: torch.Tensor | None,
+) -> None:
     """Raise ValueError if the arrays of a layer do not fit together, or there are none."""
     views, clean = shapes.get("views"), shapes.get("clean")
+    if views and counts is not None and len(views) == 2:
+        views = (len(counts), int(counts.min()), views[1])
     checksums = file.arrays.get(f"embeddings/{name}/crc32")
     count = None if checksums is None else file.array(checksums.name).shape
     good = bool(shapes) and not any(0 in shape for shape in shapes.values())
@@ -198,7 +235,8 @@ def _check_shapes(file: HDF5Contents, name: str, shapes: Mapping[str, tuple[int,
     if not good:
         raise ValueError(
             f"layer {name}: views {views}, clean {clean}, checksums {count}; expected views "
-            "[n, q, d], clean [N, d] with N >= n, or one of them, and N checksums or none"
+            "[n, q, d] (in version 2 [sum q, d]), clean [N, d] with N >= n, or one of them, and N "
+            "checksums or none"
         )
 
 

@@ -5,6 +5,8 @@
                                             absent where there are views alone, and N = n
     /embeddings/<layer>/crc32   (N,)        of a sample's views followed by its clean embedding
     /samples/id, /samples/label, /samples/done
+    /samples/q                  (n,)        numbers of views, if they are unequal (version 2):
+                                            `views` is then (sum q, d), the first sample's first
     /samples/bad                (b, 2)      name and fault of images left out; absent if none are
 
 Datasets are contiguous and allocated at creation, in HDF5's default format, so that plain
@@ -40,7 +42,7 @@ if TYPE_CHECKING:  # imported by what writes a file: a reader uses HDF5 in the c
 
 FORMAT = "lidar-features"
 SHARD_FORMAT = "lidar-features-shard"
-VERSION = 1
+VERSION, UNEQUAL_VERSION = 1, 2  # the second with unequal numbers of views
 OWN_LAYER = "embedding"  # the layer of embeddings for which no other name is given
 # Increases with every change of code that alters a row, a view or a label of unchanged input.
 #   1  all earlier versions, which record no revision
@@ -61,7 +63,7 @@ FIELD_TYPES = {  # types of the fields that the program reads; each may be absen
     **dict.fromkeys(("seed", "n_samples", "n_views", "n_clean", "image_size", "batch_size"), int),
     "embedding_revision": int,
     **dict.fromkeys(("layers", "assumptions"), list),
-    **dict.fromkeys(("views", "versions", "assumed"), dict),
+    **dict.fromkeys(("views", "versions", "assumed", "pooling"), dict),
 }
 
 
@@ -75,6 +77,7 @@ class Layout:
     n_clean: int  # N, with a clean embedding
     storage: str = "float32"
     has_clean: bool = True  # False: N = n samples with views alone
+    counts: Sequence[int] | None = None  # q_i [n] if they are unequal; q is then the smallest
 
     def within(self, span: range) -> Layout:
         """The layout of a contiguous range of the samples."""
@@ -84,7 +87,8 @@ class Layout:
     @property
     def nbytes(self) -> int:
         """Bytes of all embeddings."""
-        rows = self.n_samples * self.n_views + self.n_clean * self.has_clean
+        views = self.n_samples * self.n_views if self.counts is None else sum(self.counts)
+        rows = views + self.n_clean * self.has_clean
         return sum(self.widths.values()) * rows * np.dtype(self.storage).itemsize
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -93,7 +97,8 @@ class Layout:
         arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         for layer, d in self.widths.items():
             if q:
-                arrays[f"embeddings/{layer}/views"] = (n, q, d), np.dtype(self.storage)
+                shape = (n, q, d) if self.counts is None else (sum(self.counts), d)
+                arrays[f"embeddings/{layer}/views"] = shape, np.dtype(self.storage)
             if self.has_clean:
                 arrays[f"embeddings/{layer}/clean"] = (clean, d), np.dtype(self.storage)
             arrays[f"embeddings/{layer}/crc32"] = (clean,), np.dtype(np.uint32)
@@ -189,10 +194,11 @@ def differing_fields(record: Mapping[str, Any], other: Mapping[str, Any]) -> lis
     )
 
 
-def checksums_of(views: np.ndarray, clean: np.ndarray) -> np.ndarray:
+def checksums_of(views: np.ndarray | list[np.ndarray], clean: np.ndarray) -> np.ndarray:
     """CRC-32 [b] of the bytes of each sample: its views (if any), then its clean embedding.
 
-    views: [c, q, d], c <= b, of the first samples. clean: [b, d], or [b, 0] where there is none.
+    views: [c, q, d], or c of [q_i, d], c <= b, of the first samples. clean: [b, d], or [b, 0] where
+    there is none.
     """
     sums = np.empty(len(clean), np.uint32)
     for i, row in enumerate(np.ascontiguousarray(clean)):
@@ -231,12 +237,16 @@ def write_metadata(
     bad: Sequence[tuple[str, str]],
     provenance: Mapping[str, Any],
     share: Share | None = None,
+    counts: Sequence[int] | None = None,
 ) -> None:
-    """Write attributes and samples of a new file; none of the `count` samples is done."""
+    """Write attributes and samples of a new file; none of the `count` samples is done.
+
+    counts: as of `Layout`.
+    """
     import h5py
 
     file.attrs["format"] = SHARD_FORMAT if share else FORMAT
-    file.attrs["version"] = VERSION
+    file.attrs["version"] = VERSION if counts is None else UNEQUAL_VERSION
     file.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
     if share is not None:
         file.attrs["share"] = share.describe()
@@ -248,6 +258,8 @@ def write_metadata(
         samples.create_dataset("bad", data=list(bad), dtype=text)
     if labels is not None:
         samples.create_dataset("label", data=np.asarray(labels, np.int64))
+    if counts is not None:
+        samples.create_dataset("q", data=np.asarray(counts, np.int64))
     _create(samples, "done", (count,), np.dtype(np.uint8))
 
 

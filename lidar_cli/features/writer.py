@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import numbers
+import operator
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +29,7 @@ from lidar_cli.errors import (
     shortened,
 )
 from lidar_cli.features.hdf5 import (
+    COUNTS,
     DAMAGE,
     HDF5Contents,
     open_hdf5,
@@ -56,6 +59,7 @@ from lidar_cli.features.schema import (
 from lidar_cli.runtime.files import irregular_kind, is_hdf5, is_stream, rename_exclusively
 from lidar_cli.runtime.sandbox import stamp_of
 
+Samples = Tensor | list[Tensor]  # [b, ...], or b of unequal numbers of views
 Rows = Tensor | np.ndarray | Sequence[Any]  # embeddings of several samples
 MAX_BYTES = 2**26  # of embeddings that `write_features` writes at a time
 NO_CLEAN = np.empty((1, 0), np.float32)
@@ -70,7 +74,8 @@ class FeatureWriter:
     Args:
         path: the file to write.
         n_samples: n.
-        n_views: q, the augmented views of each sample; 0 if there are only clean embeddings.
+        n_views: q, the augmented views of each sample, or if they are unequal q_i [n], each at
+            least 2; 0 if there are only clean embeddings.
         dim: d, or d of each layer by its name.
         clean: whether each sample has an un-augmented embedding too; by default only if q = 0.
         layer: the name of the layer, if `dim` is a number.
@@ -113,7 +118,7 @@ class FeatureWriter:
         *,
         n_samples: int,
         dim: int | Mapping[str, int],
-        n_views: int = 0,
+        n_views: int | Sequence[int] = 0,
         clean: bool | None = None,
         layer: str = OWN_LAYER,
         ids: Sequence[str] | None = None,
@@ -124,15 +129,18 @@ class FeatureWriter:
         overwrite: bool = False,
     ) -> None:
         widths = dim if isinstance(dim, Mapping) else {layer: dim}
-        has_clean = not n_views if clean is None else clean
-        layout = Layout(dict(widths), n_samples, n_views, n_samples, storage, has_clean)
+        q, counts = _view_counts(n_views, n_samples)
+        has_clean = not q if clean is None else clean
+        layout = Layout(dict(widths), n_samples, q, n_samples, storage, has_clean, counts)
         names = check_samples(layout, ids, labels)
         record = own_provenance(layout, ids, labels, provenance or {})
         opened = Path(path)
         if resume and partial_path(opened).exists():
             self._resume(opened, layout, record, None, overwrite)
         else:
-            self._create(opened, layout, ids and names, labels, record, None, (), overwrite)
+            self._create(
+                opened, layout, None if ids is None else names, labels, record, None, (), overwrite
+            )
         self._finishes = True
         self._index.update((name, at) for at, name in enumerate(names))
 
@@ -146,6 +154,9 @@ class FeatureWriter:
         self._index: dict[str, int] = {}  # of samples by id
         self._finishes = False  # whether the end of the `with` block finishes the file
         self.done = file["samples/done"][:].astype(bool)
+        self._first_rows: np.ndarray | None = None  # of samples, and the end of all [n + 1]
+        if COUNTS in file:
+            self._first_rows = np.concatenate([[0], np.cumsum(file[COUNTS][:])])
         self.span = share.span if share else range(len(self.done))
 
     @classmethod
@@ -225,7 +236,7 @@ class FeatureWriter:
                 f"{partial}: cannot be created: {why}", code="cannot-be-created"
             ) from error
         try:
-            write_metadata(file, layout.n_clean, ids, labels, bad, provenance, share)
+            write_metadata(file, layout.n_clean, ids, labels, bad, provenance, share, layout.counts)
             allocate(file, layout)
             reserve(file)
         except BaseException as error:
@@ -291,7 +302,8 @@ class FeatureWriter:
         Args:
             samples: their numbers, or ids [b].
             views: [c, q, d] of those that have views, or by layer: of all, except where `extract`
-                embeds further images without views.
+                embeds further images without views. Of unequal numbers b arrays [q_i, d], or their
+                rows [sum q_i, d].
             clean: [b, d], or by layer.
 
         Raises:
@@ -301,49 +313,63 @@ class FeatureWriter:
         """
         indices = self._indices(samples)
         parts = self._rows("views", views, indices), self._rows("clean", clean, indices)
-        for block in contiguous_blocks(indices):
-            of_views, of_clean = (
-                {layer: rows[block.start : block.stop] for layer, rows in part.items()}
-                for part in parts
-            )
-            some = range(indices[block.start], indices[block.stop - 1] + 1)
-            self._write_block(some, of_views, of_clean)
-
-    def _write_block(
-        self, samples: range, views: Mapping[str, Tensor], clean: Mapping[str, Tensor]
-    ) -> None:
-        """Write contiguous samples. Raises as `write`."""
-        first, last = samples.start - self.span.start, samples.stop - self.span.start
-        no_clean = np.empty((len(samples), 0), np.float32)
+        blocks = list(contiguous_blocks(indices))
         try:
-            for layer, group in self._file["embeddings"].items():
-                stored = {
-                    part: as_storage_type(of[layer], group[part].dtype.name, layer, samples.start)
-                    .cpu()
-                    .numpy()
-                    for part, of in (("views", views), ("clean", clean))
-                    if layer in of
-                }
-                for part, rows in stored.items():
-                    group[part][first : first + len(rows)] = rows
-                sums = checksums_of(stored.get("views", NO_VIEWS), stored.get("clean", no_clean))
-                group["crc32"][first:last] = sums
-            self._file.flush()
-            self._file["samples/done"][first:last] = 1
-            self._file.flush()
-            self._name_partial()
+            for block in blocks:
+                of_views, of_clean = (
+                    {layer: rows[block.start : block.stop] for layer, rows in part.items()}
+                    for part in parts
+                )
+                some = range(indices[block.start], indices[block.stop - 1] + 1)
+                self._write_block(some, of_views, of_clean)
+            self._mark_done(np.asarray(indices) - self.span.start)
         except FileExistsError as error:
             raise in_use_error(partial_path(self.path)) from error
         except (OSError, RuntimeError) as error:
             raise _unwritable(self._partial, error) from error
-        self.done[first:last] = True
+
+    def _write_block(
+        self, samples: range, views: Mapping[str, Samples], clean: Mapping[str, Samples]
+    ) -> None:
+        """Write the rows and checksums of contiguous samples."""
+        first, last = samples.start - self.span.start, samples.stop - self.span.start
+        no_clean = np.empty((len(samples), 0), np.float32)
+        for layer, group in self._file["embeddings"].items():
+            stored = {
+                part: _as_stored(of[layer], group[part].dtype.name, layer, samples.start)
+                for part, of in (("views", views), ("clean", clean))
+                if layer in of
+            }
+            for part, rows in stored.items():
+                if isinstance(rows, list):
+                    assert self._first_rows is not None
+                    begin, end = self._first_rows[first], self._first_rows[last]
+                    group[part][begin:end] = np.concatenate(rows)
+                else:
+                    group[part][first : first + len(rows)] = rows
+            of_clean = stored.get("clean", no_clean)
+            assert isinstance(of_clean, np.ndarray)
+            sums = checksums_of(stored.get("views", NO_VIEWS), of_clean)
+            group["crc32"][first:last] = sums
+
+    def _mark_done(self, positions: np.ndarray) -> None:
+        """Mark samples done whose rows have been written, once these are on the disk."""
+        self._file.flush()
+        done = self.done.copy()
+        done[positions] = True
+        first, last = int(positions.min()), int(positions.max()) + 1
+        self._file["samples/done"][first:last] = done[first:last].astype(np.uint8)
+        self._file.flush()
+        self._name_partial()
+        self.done[:] = done
 
     def _indices(self, samples: Sequence[int] | Sequence[str]) -> Sequence[int]:
         """Numbers of samples that are given by number or by id. Raises SettingsError."""
-        if isinstance(samples, range):
-            return samples
+        within = isinstance(samples, range) and samples and samples.step == 1
+        if within and samples[0] in self.span and samples[-1] in self.span:
+            return samples  # type: ignore[return-value]
         indices = [
-            self._index.get(one, -1) if isinstance(one, str) else int(one) for one in samples
+            self._index.get(one, -1) if isinstance(one, str) else _number(one) for one in samples
         ]
         for one, index in zip(samples, indices, strict=True):
             if index not in self.span:
@@ -355,13 +381,17 @@ class FeatureWriter:
 
     def _rows(
         self, part: str, rows: Rows | Mapping[str, Rows] | None, indices: Sequence[int]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Samples]:
         """Embeddings of samples by layer, as tensors. Raises SettingsError for another shape."""
         layers = self._file["embeddings"]
         given = rows if isinstance(rows, Mapping) else dict.fromkeys(layers, rows)
-        tensors = {}
+        tensors: dict[str, Samples] = {}
         for layer, group in layers.items():
             rows_of_layer = given.get(layer)
+            if part == "views" and self._first_rows is not None:
+                counts = np.diff(self._first_rows)[np.asarray(indices, int)]
+                tensors[layer] = self._unequal_rows(layer, rows_of_layer, counts)
+                continue
             values = as_tensor(() if rows_of_layer is None else rows_of_layer)
             stored = len(group[part]) if part in group else 0
             count = sum(index - self.span.start < stored for index in indices)
@@ -374,6 +404,25 @@ class FeatureWriter:
             if count:
                 tensors[layer] = values
         return tensors
+
+    def _unequal_rows(self, layer: str, views: Any, counts: np.ndarray) -> list[Tensor]:
+        """Views [q_i, d] of some samples, given their numbers. Raises SettingsError as `_rows`."""
+        d = self._file["embeddings"][layer]["views"].shape[1]
+        if hasattr(views, "shape"):
+            rows = as_tensor(views)
+            samples = (
+                list(torch.split(rows, counts.tolist())) if len(rows) == counts.sum() else [rows]
+            )
+        else:
+            samples = [as_tensor(one) for one in views or ()]
+        expected = [(int(q), d) for q in counts]
+        shapes = [tuple(one.shape) for one in samples]
+        if shapes != expected:
+            raise SettingsError(
+                f"{self.path}: views of layer {layer} have the shapes "
+                f"{shortened(str(shapes))}; expected {shortened(str(expected))}"
+            )
+        return samples
 
     def write_dense(self, dense: DenseParts | str) -> None:
         """Write the parts of DSE, or why there are none. Raises FeatureFileError."""
@@ -451,7 +500,11 @@ class FeatureWriter:
             for i in done[start : start + 256]:
                 for group in (self._file["embeddings"][layer] for layer in layers):
                     with_views = len(group["views"]) if "views" in group else 0
-                    views = group["views"][i : i + 1] if i < with_views else NO_VIEWS
+                    if self._first_rows is not None:
+                        begin, end = self._first_rows[i : i + 2]
+                        views = group["views"][begin:end][None]
+                    else:
+                        views = group["views"][i : i + 1] if i < with_views else NO_VIEWS
                     clean = group["clean"][i : i + 1] if "clean" in group else NO_CLEAN
                     if checksums_of(views, clean)[0] != group["crc32"][i]:
                         self.done[i] = False
@@ -477,6 +530,9 @@ def _check_begun(
         other = differing_fields(begun, provenance)
         if share and file.attributes["share"] != share.describe():
             other.append("share")
+        if layout.counts is not None and not other:
+            stored = file.read_all(COUNTS) if COUNTS in file.arrays else ()
+            other += [] if np.array_equal(stored, layout.counts) else ["n_views"]
         if other:
             raise Unresumable(
                 f"{partial}: was begun with other settings ({', '.join(other)} differ); "
@@ -588,7 +644,8 @@ def write_features(
         path: the file to write.
         views: embeddings of the q augmented views of each sample [n, q, d]: an array, a list, a
             tensor on any device, or anything with a shape that is read by slices, such as a
-            dataset of h5py; of several layers by their names.
+            dataset of h5py; of several layers by their names. Of unequal numbers n arrays
+            [q_i, d], or rows [N, d] with their N `ids`, of which equal ones are a sample.
         clean: embeddings of the un-augmented samples [n, d]; LiDAR does not need them.
         ids: names of the samples [n], by which files are compared sample by sample.
         labels: class numbers [n], -1 unknown, which no score uses.
@@ -620,13 +677,17 @@ def write_features(
         for part, given in (("views", views), ("clean", clean))
         if given is not None
     }
+    if ids is not None and any(len(rows.shape) == 2 for rows in parts.get("views", {}).values()):
+        parts["views"] = {name: _by_ids(rows, ids) for name, rows in parts["views"].items()}
+        ids = list(dict.fromkeys(map(str, ids)))
     shapes = {part: {name: rows.shape for name, rows in of.items()} for part, of in parts.items()}
     n, q, widths = _sizes(shapes)
     with FeatureWriter(
         path, n_samples=n, n_views=q, dim=widths, clean="clean" in parts, ids=ids, labels=labels,
         provenance=provenance, storage=storage, overwrite=overwrite,
     ) as writer:  # fmt: skip
-        step = max(1, MAX_BYTES // (8 * max(1, q) * sum(widths.values())))
+        most = q if isinstance(q, int) else max(q)
+        step = max(1, MAX_BYTES // (8 * max(1, most) * sum(widths.values())))
         for first in range(0, n, step):
             some = range(first, min(first + step, n))
             batch = {
@@ -645,6 +706,8 @@ def _sliceable(rows: Rows) -> Any:
     """Rows with a shape: themselves, else an array. Raises SettingsError if they form none."""
     if hasattr(rows, "shape"):
         return rows
+    if len({np.shape(one)[:1] for one in rows if hasattr(one, "shape")}) > 1:
+        return _UnequalViews(rows)
     try:
         return np.asarray(rows, np.float64)
     except (TypeError, ValueError) as error:
@@ -653,7 +716,53 @@ def _sliceable(rows: Rows) -> Any:
         ) from error
 
 
-def _sizes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> tuple[int, int, dict[str, int]]:
+class _UnequalViews:
+    """Arrays [q_i, d] of samples; the second number of `shape` is the tuple of all q_i."""
+
+    def __init__(self, samples: Sequence[Any]) -> None:
+        self._samples = samples
+        shapes = {tuple(np.shape(one)[1:]) for one in samples}
+        if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+            raise SettingsError(
+                f"samples of the shapes [q, ...] with {shortened(str(sorted(shapes)))} after q; "
+                "expected [q, d] with one d"
+            )
+        self.shape = (len(samples), tuple(len(one) for one in samples), *shapes.pop())
+
+    def __getitem__(self, some: slice) -> Sequence[Any]:
+        return self._samples[some]
+
+
+def _by_ids(rows: Any, ids: Sequence[str]) -> Any:
+    """Rows [N, d] as the views of samples, in the order in which their `ids` [N] first occur."""
+    values = as_tensor(rows)
+    if len(ids) != len(values):
+        raise SettingsError(f"{len(ids)} ids for {len(values)} rows of views; expected one each")
+    places: dict[str, list[int]] = {}
+    for at, one in enumerate(ids):
+        places.setdefault(str(one), []).append(at)
+    samples = [values[at] for at in places.values()]
+    if len({len(one) for one in samples}) > 1:
+        return _UnequalViews(samples)
+    return torch.stack(samples)
+
+
+def _view_counts(q: int | Sequence[int], n: int) -> tuple[int, tuple[int, ...] | None]:
+    """q, or the smallest of unequal q_i and these. Raises SettingsError if one is below 2."""
+    if isinstance(q, int):
+        return q, None
+    counts = tuple(map(int, q))
+    if len(counts) != n or min(counts, default=0) < 2:
+        raise SettingsError(
+            f"numbers of views of {len(counts)} samples, {sum(one < 2 for one in counts)} of them "
+            f"below 2; expected {n}, each at least 2: leave samples of a single view out"
+        )
+    return min(counts), counts if min(counts) < max(counts) else None
+
+
+def _sizes(
+    shapes: Mapping[str, Mapping[str, tuple[Any, ...]]],
+) -> tuple[int, int | tuple[int, ...], dict[str, int]]:
     """n, q (0 without views) and d by layer. Raises SettingsError if shapes do not agree."""
     listed = [(part, name, shape) for part, of in shapes.items() for name, shape in of.items()]
     if not listed:
@@ -665,14 +774,14 @@ def _sizes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> tuple[int, in
                 f"{part} of layer {name} have the shape {tuple(shape)}; expected {expected}"
             )
     widths = {name: int(shape[-1]) for _, name, shape in listed}
-    counts = {(int(shape[0]), int(shape[1])) for part, _, shape in listed if part == "views"}
+    counts = {shape[1] for part, _, shape in listed if part == "views"}
     n = int(listed[0][2][0])
     agree = all((shape[0], shape[-1]) == (n, widths[name]) for _, name, shape in listed)
     whole = all(of.keys() == widths.keys() for of in shapes.values())
     if len(counts) > 1 or not agree or not whole:
         listing = ", ".join(f"{part} of {name} {tuple(shape)}" for part, name, shape in listed)
         raise SettingsError(f"shapes do not agree: {listing}; expected equal n, q, and layers")
-    return n, next(iter(counts))[1] if counts else 0, widths
+    return n, counts.pop() if counts else 0, widths
 
 
 def check_samples(
@@ -694,6 +803,9 @@ def check_samples(
     if len(names) != n or (labels is not None and len(labels) != n):
         what, count = ("ids", len(names)) if len(names) != n else ("labels", len(labels or ()))
         raise SettingsError(f"{count} {what} for {n} samples; expected one for each")
+    for label in () if labels is None else labels:
+        if not isinstance(label, numbers.Integral) or not -(2**63) <= label < 2**63:
+            raise SettingsError(f"a label is {label!r:.50}; expected class numbers, -1 unknown")
     if len(set(names)) != n:
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise SettingsError(
@@ -716,10 +828,13 @@ def own_provenance(
         "layers": list(layout.widths),
         "n_samples": layout.n_samples,
         "n_views": layout.n_views,
+        **({} if layout.counts is None else {"n_rows": sum(layout.counts)}),
         "n_clean": layout.n_clean if layout.has_clean else 0,
         "storage": layout.storage,
     }
-    record = sizes | ({} if ids is None else {"samples_sha256": ids_digest(ids)}) | dict(given)
+    record = ({} if ids is None else {"samples_sha256": ids_digest(ids)}) | dict(given) | sizes
+    if labels is not None:
+        record["labels_sha256"] = ids_digest(map(str, labels))
     try:
         return parse_provenance(json.dumps(record))
     except (TypeError, ValueError) as error:
@@ -735,9 +850,36 @@ def contiguous_blocks(indices: Sequence[int]) -> Iterator[range]:
             start = at
 
 
+def _number(sample: Any) -> int:
+    """The number of a sample; -1 for what is no whole number, such as an element of a mask."""
+    if isinstance(sample, bool | np.bool_):
+        return -1
+    try:
+        return operator.index(sample)
+    except TypeError:
+        return -1
+
+
 def as_tensor(rows: Rows) -> Tensor:
-    """An array, a list or a tensor as a tensor."""
-    return rows if isinstance(rows, Tensor) else torch.as_tensor(np.asarray(rows))
+    """An array, a list or a tensor as a tensor; an array that must not be written is copied."""
+    if isinstance(rows, Tensor):
+        return rows
+    if isinstance(rows, list | tuple) and any(isinstance(one, Tensor) for one in rows):
+        return torch.stack([as_tensor(one) for one in rows])
+    array = np.asarray(rows)
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+        raise SettingsError(f"embeddings are {array.dtype}; expected floating-point numbers")
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+
+
+def _as_stored(
+    rows: Samples, storage: str, layer: str, first: int
+) -> np.ndarray | list[np.ndarray]:
+    """Samples first, first + 1, ... as they are stored. Raises as `as_storage_type`."""
+    if isinstance(rows, Tensor):
+        return as_storage_type(rows, storage, layer, first).cpu().numpy()
+    stored = [as_storage_type(one[None], storage, layer, first + i) for i, one in enumerate(rows)]
+    return [one[0].cpu().numpy() for one in stored]
 
 
 def as_storage_type(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:

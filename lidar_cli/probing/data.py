@@ -228,7 +228,13 @@ def _check_pair(train: Embeddings, test: Embeddings) -> None:
 
 
 def _check_rows(embeddings: Embeddings, labels: Tensor) -> None:
-    if embeddings.clean is None or embeddings.clean.shape[0] != len(labels):
+    if embeddings.clean is None:
+        raise InputError(
+            f"{embeddings.file}: layer {embeddings.layer}: views alone, and a probe is of "
+            "un-augmented embeddings; write them as `clean`, or extract with -q 0",
+            code="no-clean",
+        )
+    if embeddings.clean.shape[0] != len(labels):
         raise FeatureFileError(
             f"{embeddings.file}: damaged: {len(labels)} labels for other samples; extract it again"
         )

@@ -40,7 +40,7 @@ from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, listed_metrics, ranked_metrics
 from lidar_cli.scoring.intervals import Interval, interval_of, ties
-from lidar_cli.scoring.run import open_layer, score_layer, with_intervals
+from lidar_cli.scoring.run import open_embeddings, open_layer, score_layer, with_intervals
 from lidar_cli.scoring.saved import SUFFIX, ScoreWithoutIntervals, read_score
 from lidar_cli.settings import (
     EMBEDDED,
@@ -156,6 +156,30 @@ def compare_files(
         comparison = replace(comparison, options=tuple(_options(provenance)))
     comparison = _compared(comparison, session, *sources)
     return replace(comparison, images=_images(comparison, session, is_stored))
+
+
+def compare_arrays(
+    sources: Sequence[Path | Embeddings],
+    settings: CompareSettings,
+    progress: Progress | None = None,
+) -> Comparison:
+    """The comparison of two of which one or both are in memory. Raises as `compare_files`."""
+    find_order(settings.by, "compare")
+    session = open_session([], _rank_settings(settings), progress)
+    first, second = (one.file if isinstance(one, Embeddings) else str(one) for one in sources)
+    comparison = Comparison(
+        (first, second), session.by, settings.confidence, are_features=(True, True)
+    )
+    return _compared(comparison, session, *(_only_layer(one, session.settings) for one in sources))
+
+
+def _only_layer(source: Path | Embeddings, settings: RankSettings) -> Embeddings:
+    """The layer that a file holds, or the one that is chosen. Raises InputError for several."""
+    layers = open_embeddings(source, settings)
+    if len(layers) > 1:
+        names = ", ".join(one.layer for one in layers)
+        raise InputError(f"{layers[0].file}: holds the layers {names}; choose one with --layer")
+    return open_layer(source, settings)
 
 
 def difference(metric: Metric, scores: tuple[Score, Score], level: float) -> Difference:

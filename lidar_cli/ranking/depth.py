@@ -45,7 +45,7 @@ def depth_profiles(
     profiles = {}
     for row in rows:
         provenance = row.score.provenance
-        stored = [name for name in provenance.get("layers", layers) if name in layers]
+        stored = [name for name in provenance.get("layers") or () if name in layers]
         values: dict[str, float | None] = {}
         for layer in [*stored, *(name for name in layers if name not in stored)]:
             if layer == row.score.layer:
@@ -58,5 +58,5 @@ def depth_profiles(
                 continue
             scored = score_layer(embeddings, settings, device, frozenset({metric}), progress)
             values[layer] = scored.value(metric)
-        profiles[row.path] = DepthProfile(metric, values, provenance.get("pooling", {}))
+        profiles[row.path] = DepthProfile(metric, values, provenance.get("pooling") or {})
     return profiles

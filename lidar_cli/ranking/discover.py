@@ -33,6 +33,7 @@ from lidar_cli.extraction.run import CHECKPOINT_SUFFIXES
 from lidar_cli.features.reader import read_provenance
 from lidar_cli.features.schema import joined_name
 from lidar_cli.ranking.digests import Digests, Stamp
+from lidar_cli.ranking.group_metrics import ORDERS
 from lidar_cli.ranking.paths import Paths, Selection, is_link_to_nothing, place_of, select, walk
 from lidar_cli.ranking.weights import sample_digest, weights_digest
 from lidar_cli.runtime.files import irregular_kind, is_hdf5
@@ -119,8 +120,18 @@ class DirectoryScan:
         self._add(path, read_provenance(path), is_array=False)
 
     def add_array(self, path: Path, settings: RankSettings | CompareSettings) -> None:
-        """Add an array of embeddings of another program. Raises InputError as `open_array`."""
-        self._add(path, open_array(path, settings).provenance, is_array=True)
+        """Add an array of embeddings of another program.
+
+        Raises InputError as `open_array`, and for rows without views if the metric needs views.
+        """
+        embeddings = open_array(path, settings)
+        if embeddings.views is None and ORDERS[settings.by].needs_two_views:
+            raise InputError(
+                f"{path}: rows without views, and {settings.by} needs views; expected (n, q, "
+                "d), or --views-per-sample, --group-by ids, or --by rankme",
+                code="no-array",
+            )
+        self._add(path, embeddings.provenance, is_array=True)
 
     def _add(self, path: Path, provenance: dict[str, Any], *, is_array: bool) -> None:
         status = path.stat()
@@ -354,7 +365,7 @@ def is_feature_file(path: Path) -> bool:
 
 def _describe(path: Path, settings: EmbedSettings) -> CheckpointDescription:
     if settings.model is not None:
-        return open_checkpoint(path, model=settings.model, layer=settings.layer).description
+        return open_checkpoint(path, settings).description
     return recognise(path, settings)[0]
 
 

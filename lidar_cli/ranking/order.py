@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,7 @@ def comparable(score: Score) -> dict[str, Any]:
         "mask grid": provenance.get("mask_grid"),  # determines which parts of a view are masked
         "n": score.n_samples,
         "q": score.n_views,
+        "numbers of views": score.view_counts,
         "d": score.dim,
         "layer": score.layer,
         "delta": score.delta,
@@ -103,6 +104,18 @@ def comparable(score: Score) -> dict[str, Any]:
         "storage": provenance.get("storage"),
         "embedding revision": revision_of(provenance),
     }
+
+
+def q_text(common: Mapping[str, Any]) -> str:
+    """q of comparable scores, or the smallest and the largest number of views."""
+    counts = common.get("numbers of views")
+    return f"{common['q']} to {counts['most']}" if counts else f"{common['q']}"
+
+
+def mean_views(common: Mapping[str, Any]) -> float:
+    """q of comparable scores, or the mean number of views."""
+    counts = common.get("numbers of views")
+    return float(counts["rows"] / common["n"] if counts else common["q"])
 
 
 def views_and_statistics(views: dict[str, Any] | None) -> tuple[dict[str, Any] | None, str | None]:
@@ -216,8 +229,9 @@ def noise_warnings(groups: Iterable[Group], by: Metric) -> Iterator[str]:
             if row.score.noise_fraction is not None and row.score.noise_fraction > MUCH_NOISE
         ]
         if by.name == "lidar" and 2 * len(noisy) > len(group.rows):
+            score = noisy[0].score
             yield (
                 f"view noise is more than half of the LDA trace in {len(noisy)} of "
-                f"{len(group.rows)} checkpoints, and lidar counts it as rank; more views reduce "
-                f"it: lidar rank ... -q {2 * noisy[0].score.n_views}"
+                f"{len(group.rows)} checkpoints, and lidar counts it as rank; more views reduce it"
+                + ("" if score.view_counts else f": lidar rank ... -q {2 * score.n_views}")
             )

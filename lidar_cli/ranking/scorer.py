@@ -19,6 +19,7 @@ from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.reading.read import sha256, stamp
 from lidar_cli.checkpoints.shapes.inner import names_of
 from lidar_cli.data.dataset import Samples
+from lidar_cli.data.factory import Items
 from lidar_cli.errors import FILE_ERRORS, FeatureFileError, InputError, SettingsError, Unresumable
 from lidar_cli.extraction.engine import EmbeddingModel, ViewSource
 from lidar_cli.extraction.plan import image_size, make_plan
@@ -114,6 +115,8 @@ class Scorer:
     def _note_image_size(self, tasks: Sequence[Task]) -> None:
         """Note the size of the views of checkpoints whose weights do not determine it."""
         by_text: dict[str, list[str]] = {}
+        if isinstance(self._samples, Items):
+            return
         for checkpoint in (task.checkpoint for task in tasks):
             _, assumed = image_size(self._settings, checkpoint.description, self._samples)
             if assumed is not None and not isinstance(checkpoint, Untrained):
@@ -146,7 +149,7 @@ class Scorer:
         """
         waiting = sum(not self.cache.has(task) for task in tasks)
         room = None
-        if waiting > 1:
+        if waiting > 1 and not isinstance(self._samples, Items):
             room = CacheLimits.of(self._settings.view_memory, self._device, self.cache.path)
         if room is None:
             yield None

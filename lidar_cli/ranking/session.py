@@ -22,10 +22,12 @@ from lidar_cli.checkpoints.shapes.inner import names_of
 from lidar_cli.configuration import parse_size
 from lidar_cli.core.metrics import Metric
 from lidar_cli.data.dataset import Samples
+from lidar_cli.data.factory import Items
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import FILE_ERRORS, InputError, NoProcess, SettingsError
 from lidar_cli.extraction.run import note_data
 from lidar_cli.extraction.view_cache import view_memory
+from lidar_cli.features.embeddings import Embeddings
 from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
 from lidar_cli.probing.few_shot import check_class_sizes
 from lidar_cli.ranking.baseline import Baseline, Untrained, UntrainedNetworks
@@ -55,8 +57,8 @@ from lidar_cli.runtime.device import (
     free_memory,
 )
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.compute import Score
-from lidar_cli.scoring.run import open_groups
+from lidar_cli.scoring.compute import Score, ranked_metrics
+from lidar_cli.scoring.run import open_array, open_groups, score_layer
 from lidar_cli.settings import EMBEDDED, RankSettings
 from lidar_cli.views.methods import find_recipe
 
@@ -85,13 +87,31 @@ class Session:
         self.folder = CacheFolder(selection.cache_parent, settings.cache, cleans)
         self.groups = open_groups(settings)
         self.scan = DirectoryScan()
+        self.array_names: dict[str, str] = {}  # of embeddings in memory, by path
 
     @cached_property
     def samples(self) -> Samples:
         """The samples that every checkpoint sees; they stay decoded as far as memory allows."""
         samples = open_decoded(self.settings)
         note_data(samples, self.settings, self.progress)
+        if isinstance(samples, Items):
+            self._check_views(samples)
         return samples
+
+    def _check_views(self, items: Items) -> None:
+        """Raise SettingsError if the user's samples lack the views that are needed, or have any."""
+        if items.n_views < 2 and self.by.needs_two_views:
+            raise SettingsError(
+                f"--data {items.data}: has q = {items.n_views}, and {self.by.name} needs two views "
+                "of a sample; let its items be [q, ...], or order by what needs none: --by rankme",
+                code="one-view",
+            )
+        if items.n_views and self.settings.oracle == PROBE:
+            raise SettingsError(
+                f"--oracle probe: embeds samples without views, and those of --data {items.data} "
+                f"have q = {items.n_views}; give --oracle a CSV file of accuracies",
+                code="own-views",
+            )
 
     def digests(self) -> Digests:
         """Digests of the files as they are now."""
@@ -101,7 +121,7 @@ class Session:
         """The short names of the scanned checkpoints, and of feature files without one, by path."""
         checkpoints = [checkpoint.path for checkpoint in self.scan.checkpoints.values()]
         features = [file.path for file in self.scan.features_without_checkpoint]
-        return short_names([str(path) for path in (*checkpoints, *features)])
+        return short_names([str(path) for path in (*checkpoints, *features)]) | self.array_names
 
     def scan_directory(self) -> None:
         """Recognise and hash every file. Raises as `discover.scan_directory`."""
@@ -320,16 +340,21 @@ class Outcome(Enum):
 
 
 def rank_directory(
-    paths: Paths, settings: RankSettings, progress: Progress | None = None
+    paths: Paths,
+    settings: RankSettings,
+    progress: Progress | None = None,
+    arrays: Sequence[Embeddings] = (),
 ) -> Ranking:
-    """Every checkpoint and feature file of a selection, scored and ordered.
+    """Every checkpoint and feature file of a selection, and arrays, scored and ordered.
 
-    paths: a file, a folder or a pattern, or several of them.
+    paths: a file, a folder or a pattern, or several of them. arrays: embeddings in memory.
     Raises SettingsError for an unknown metric, InputError if a path or the data cannot be
     used, nothing in it could be ranked, or the labels that a probe needs are missing.
     """
     job = _Job(open_session(paths, settings, progress))
     job.score_all(None)
+    for embeddings in arrays:
+        job.score_array(embeddings)
     return job.ranking()
 
 
@@ -384,7 +409,8 @@ class _Job:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.selection = session.selection
-        session.scan_directory()
+        if session.selection.arguments:  # else there are only embeddings in memory
+            session.scan_directory()
         self._rows: list[Row] = []
         self._used: set[Path] = set()  # feature files from which checkpoints were scored
         self._embedded, self._seconds = 0, 0.0  # checkpoints embedded here, and the time it took
@@ -460,6 +486,23 @@ class _Job:
             session.scan.fail(file.path, error)
         else:
             self._rows.append(unranked_row(file.path, file.aliases, score, session.by))
+
+    def score_array(self, embeddings: Embeddings) -> None:
+        """Score embeddings in memory. Raises as `score_layer`."""
+        session, name = self._session, embeddings.file
+        embeddings = open_array(embeddings, session.settings)
+        session.progress.checkpoint(name)
+        score = score_layer(
+            embeddings,
+            session.settings,
+            session.device,
+            ranked_metrics(session.settings),
+            session.progress,
+            session.settings.confidence,
+            groups=session.groups,
+        )
+        self._rows.append(unranked_row(Path(name), (), score, session.by))
+        session.array_names[self._rows[-1].path] = name
 
     def ranking(self) -> Ranking:
         """The ranking of all rows. Raises InputError if there are none, or none has a value."""

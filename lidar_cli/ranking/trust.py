@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lidar_cli.core.metrics import Metric
 from lidar_cli.ranking.correlation import MIN_CHECKPOINTS, spearman
 from lidar_cli.ranking.group_metrics import ORDERS, SECOND_OPINION, agreement, form, parts_of
-from lidar_cli.ranking.order import Group
+from lidar_cli.ranking.order import Group, mean_views
 from lidar_cli.scoring.compute import COLLAPSED, MUCH_NOISE, MUCH_RIDGE, Score
 
 if TYPE_CHECKING:  # loads timm, which `lidar score` does not need
@@ -60,7 +60,7 @@ class Facts:
     by: str
     merits: Merits
     n: int
-    q: int
+    q: float  # the mean of unequal numbers of views
     d: int
     tied: int = 0
     noise: Merits = ()
@@ -121,7 +121,7 @@ def _few_degrees(facts: Facts, bounds: Bounds) -> str | None:
     if not facts.reads_views or n * (q - 1) >= bounds.degrees * d:
         return None
     few = f"n (q - 1) is less than {bounds.degrees:g} d"
-    return f"{n} images with {q} views each are too few at d = {d} ({few})"
+    return f"{n} images with {q:.4g} views each are too few at d = {d} ({few})"
 
 
 def _view_noise(facts: Facts, bounds: Bounds) -> str | None:
@@ -131,7 +131,7 @@ def _view_noise(facts: Facts, bounds: Bounds) -> str | None:
         return None
     share = "more than half" if bounds.noise == 0.5 else f"more than {bounds.noise:.0%}"
     of = f"{share} of what {facts.by} counts in {noisy} of {count} checkpoints"
-    return f"{of} is view noise (q = {facts.q})"
+    return f"{of} is view noise (q = {facts.q:.4g})"
 
 
 def _disagreement(facts: Facts, bounds: Bounds) -> str | None:
@@ -199,7 +199,7 @@ def facts_of_group(group: Group, by: Metric, baselines: Iterable[Baseline] = ())
         by=by.name,
         merits=merits(by, [row.value for row in rows]),
         n=common["n"],
-        q=common["q"],
+        q=mean_views(common),
         d=common["d"],
         tied=len(rows[0].tied_with),
         noise=tuple(view_noise_share(row.score) for row in rows),

@@ -20,7 +20,7 @@ from lidar_cli.extraction.engine import (
     find_batch_size,
     measure_dense,
 )
-from lidar_cli.extraction.plan import Plan
+from lidar_cli.extraction.plan import Plan, set_image_size
 from lidar_cli.features.embeddings import Chunk, Embeddings, Names, StoredArray
 from lidar_cli.features.writer import as_storage_type
 from lidar_cli.runtime.device import MEMORY_SHARE, free_memory
@@ -42,7 +42,7 @@ def score_unstored(
     """
     plan, device = model.plan, model.device
     name, wanted = plan.provenance["checkpoint"], ranked_metrics(settings)
-    model.embedder.set_image_size(plan.views.image_size)
+    set_image_size(model.embedder, plan)
 
     def attempt(batch_size: int) -> tuple[MomentSink, int]:
         sink = MomentSink(plan, name, settings, device, int(free_memory() * MEMORY_SHARE))

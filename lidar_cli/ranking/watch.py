@@ -12,13 +12,21 @@ from pathlib import Path
 from lidar_cli.checkpoints.reading.read import content_files
 from lidar_cli.checkpoints.shapes.spec import NotOpen
 from lidar_cli.core.metrics import Metric
+from lidar_cli.errors import FILE_ERRORS, NoProcess
 from lidar_cli.extraction.plan import Plan
-from lidar_cli.ranking.discover import Checkpoint, Recogniser, Skipped, classify_file, files_of
+from lidar_cli.ranking.discover import (
+    Checkpoint,
+    FeatureFile,
+    Recogniser,
+    Skipped,
+    classify_file,
+    files_of,
+)
 from lidar_cli.ranking.group_metrics import find_order
 from lidar_cli.ranking.order import Row, comparable, unranked_row
 from lidar_cli.ranking.paths import Paths, select
 from lidar_cli.ranking.runs import Axis, position_in_name
-from lidar_cli.ranking.scorer import Scorer
+from lidar_cli.ranking.scorer import Scorer, score_features
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import RankSettings
@@ -112,9 +120,13 @@ class _Watch:
         self._scorer: Scorer | None = None
 
     def score(self, paths: Sequence[Path]) -> Iterator[ScoredCheckpoint | Skipped]:
-        """Classify complete files, and score the checkpoints of new content among them."""
+        """Classify complete files, and score the arrays and new checkpoints among them."""
         new = self._classify(paths)
+        arrays = [file for file in self._scan.features if file.is_array]
+        self._scan.features[:] = [file for file in self._scan.features if not file.is_array]
         yield from self._failures()
+        for file in arrays:
+            yield from self._score_array(file)
         if not new:
             return
         if self._scorer is None:
@@ -141,6 +153,31 @@ class _Watch:
             yield from self._failures()
         yield from self._failures()
 
+    def _score_array(self, file: FeatureFile) -> Iterator[ScoredCheckpoint | Skipped]:
+        """Score an array of another program; its state on the disk stands for its content."""
+        session, path = self._session, file.path
+        digest = _digest(json.dumps(_stamp(path)))
+        key = self._key_of(digest)
+        if (str(path), key) in self._recorded:
+            return
+        try:
+            score = score_features(
+                path,
+                session.settings,
+                session.device,
+                session.progress,
+                session.folder.path,
+                session.groups,
+            )
+        except NoProcess:
+            raise
+        except FILE_ERRORS as error:
+            self._scan.fail(path, error)
+            yield from self._failures()
+        else:
+            row = unranked_row(path, file.aliases, score, session.by)
+            yield ScoredCheckpoint(row, path.name, session.by, digest, key)
+
     def _classify(self, paths: Sequence[Path]) -> list[Checkpoint]:
         """The checkpoints whose content no earlier file had."""
         session, scan = self._session, self._scan
@@ -165,8 +202,11 @@ class _Watch:
         self._scan.failed.clear()
 
     def _key(self, plan: Plan) -> str:
+        return self._key_of(plan.key)
+
+    def _key_of(self, content: str) -> str:
         settings = self._session.settings
-        parts = [plan.key, settings.by, settings.delta, settings.epsilon, settings.normalize]
+        parts = [content, settings.by, settings.delta, settings.epsilon, settings.normalize]
         parts += [settings.confidence, *([settings.groups] if settings.groups else [])]
         return _digest(json.dumps(parts))
 

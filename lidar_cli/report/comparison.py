@@ -159,26 +159,17 @@ def print_comparison(comparison: Comparison) -> None:
     assert comparison.scores is not None
     score, level = comparison.scores[0], f"{100 * comparison.level:g} %"
     out.print_line(
-        f"{score.layer}, n = {score.n_samples}, q = {score.n_views}, d = {score.dim}, "
+        f"{score.layer}, n = {score.n_samples}, q = {score.q_text}, d = {score.dim}, "
         f"data {score.data or 'not recorded'}"
     )
     out.print()
-    cells = list(_difference_cells(comparison))
-    tied = ["tied" if one.tied else "" for one in comparison.differences]
-    rows = [
-        [
-            one.metric.name,
-            *(format_metric(one.metric.name, value) for value in one.values),
-            *([cell, text] if any(tied) else [cell]),
-        ]
-        for one, cell, text in zip(comparison.differences, cells, tied, strict=True)
-    ]
+    rows = difference_rows(comparison)
     heading = "difference"
     if any(one.interval.se is not None for one in comparison.differences):
         heading = f"difference, {level}"
         if out.is_terminal:  # where headers are broken at their last space or underscore
             heading = f"difference,_{level.replace(' ', '')}"
-    headers = ["metric", "", "", heading, *([""] if any(tied) else [])]
+    headers = ["metric", "", "", heading, *([""] * (len(rows[0]) - 4))]
     used = [max(map(len, column)) + 2 for column in zip(headers, *rows, strict=True)]
     room = (out.width - used[0] - sum(used[3:])) // 2 - 2
     names = shorten_names(comparison.names, room)
@@ -188,11 +179,25 @@ def print_comparison(comparison: Comparison) -> None:
     for text in _remarks(comparison):
         print_wrapped(out, text)
     err = error_console()
-    for one in cautions(_as_ranking(comparison)):
+    for one in cautions(as_ranking(comparison)):
         print_advice(err, "caution", one)
 
 
-def _as_ranking(comparison: Comparison) -> Ranking:
+def difference_rows(comparison: Comparison) -> list[list[str]]:
+    """A line per metric: both values, the difference, and if any are tied, which."""
+    cells = list(_difference_cells(comparison))
+    tied = ["tied" if one.tied else "" for one in comparison.differences]
+    return [
+        [
+            one.metric.name,
+            *(format_metric(one.metric.name, value) for value in one.values),
+            *([cell, text] if any(tied) else [cell]),
+        ]
+        for one, cell, text in zip(comparison.differences, cells, tied, strict=True)
+    ]
+
+
+def as_ranking(comparison: Comparison) -> Ranking:
     """The two as a ranking, of which the same cautions are printed as by `lidar rank`."""
     assert comparison.scores is not None
     by, level, paths = comparison.by, comparison.level, comparison.paths

@@ -95,7 +95,8 @@ def to_json(run: DryRun) -> str:
 def _print_plan(plan: Plan) -> None:
     out, views, layout = console(), plan.views, plan.layout
     layers = ", ".join(f"{layer} (d = {d})" for layer, d in layout.widths.items())
-    out.print_line(f"images   {plan.provenance['data']}, n = {layout.n_clean:,}")
-    out.print_line(
-        f"views    {views.recipe.name}, {views.image_size} px, q = {layout.n_views}; {layers}"
-    )
+    kind, of = "images", f"{views.recipe.name}, {views.image_size} px"
+    if plan.item_shape is not None:
+        kind, of = "items ", f"your own, of shape {list(plan.item_shape)}"
+    out.print_line(f"{kind}   {plan.provenance['data']}, n = {layout.n_clean:,}")
+    out.print_line(f"views    {of}, q = {layout.n_views}; {layers}")

@@ -52,21 +52,24 @@ def table(rows: Sequence[FormatRow]) -> str:
 
 def _lines(inspection: Inspection | FeatureInspection) -> Iterator[str]:
     yield inspection.file
-    if isinstance(inspection, Inspection):
-        facts = _checkpoint_facts(inspection)
-    else:
-        facts = _feature_facts(inspection)
     # Lines are wrapped for a terminal only, so that a pipe can be searched line by line.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    for label, text in facts.items():
+    for label, text in facts(inspection).items():
         yield from textwrap.wrap(
             text,
             width,
-            initial_indent=f"  {label:{LABEL_WIDTH}}",
+            initial_indent=f"  {label:{LABEL_WIDTH - 1}} ",
             subsequent_indent=" " * (2 + LABEL_WIDTH),
             break_long_words=False,
             break_on_hyphens=False,
         )
+
+
+def facts(inspection: Inspection | FeatureInspection) -> dict[str, str]:
+    """What a file holds, in words by label."""
+    if isinstance(inspection, Inspection):
+        return _checkpoint_facts(inspection)
+    return _feature_facts(inspection)
 
 
 def _feature_facts(inspection: FeatureInspection) -> dict[str, str]:
@@ -88,7 +91,8 @@ def _feature_facts(inspection: FeatureInspection) -> dict[str, str]:
 
 
 def _layer(layer: LayerSummary) -> str:
-    parts = [f"views [{layer.n}, {layer.q}, {layer.d}]"] if layer.q else []
+    q = f"{layer.q}" if layer.q == layer.most else f"{layer.q} to {layer.most}"
+    parts = [f"views [{layer.n}, {q}, {layer.d}]"] if layer.q else []
     parts += [f"clean [{layer.n_clean}, {layer.d}]"] if layer.n_clean else []
     return f"{', '.join(parts)}; {layer.storage}; checksums {layer.checksums}"
 

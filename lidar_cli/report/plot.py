@@ -5,15 +5,22 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, MissingExtra, SettingsError, printable
+from lidar_cli.ranking.comparison import Comparison
 from lidar_cli.ranking.names import short_names
+from lidar_cli.ranking.session import Ranking
+from lidar_cli.report.ranking import View
 from lidar_cli.report.scores import AXES, convergence_shares, depth
 from lidar_cli.runtime.files import is_stream, write_atomic
 from lidar_cli.runtime.streams import write_remark
 from lidar_cli.scoring.compute import Score
+from lidar_cli.scoring.intervals import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROUNDING = 1e-11  # eigenvalues below this share of the largest are not drawn
 MOST_NAMES = 12  # scores above which there is no legend
@@ -32,26 +39,34 @@ def check_plot(path: Path) -> None:
             raise SettingsError(message, code="wrong-suffix")
         if not path.parent.is_dir():
             raise SettingsError(f"--plot {path}: no folder {path.parent}", code="no-such-folder")
+    _check_matplotlib("--plot")
+
+
+def _check_matplotlib(purpose: str) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise MissingExtra("plot", "matplotlib", "--plot") from error
+        raise MissingExtra("plot", "matplotlib", purpose) from error
 
 
 def plot_spectra(scores: Sequence[Score], path: Path) -> None:
-    """Draw one panel per matrix, with a line per score and the noise edge dashed; then convergence.
+    """Write the picture of `spectra_figure`. Raises InputError if the file cannot be written."""
+    picture = _picture(spectra_figure(scores), "svg" if path.suffix.lower() == ".svg" else "png")
+    try:
+        write_atomic(path, picture)
+    except OSError as error:
+        message = f"--plot {path}: cannot be written: {error.strerror}"
+        raise InputError(message, code="unwritable") from error
+    write_remark(f"wrote {path}")
 
-    Raises InputError if the file cannot be written.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
+def spectra_figure(scores: Sequence[Score]) -> Figure:
+    """One panel per matrix, with a line per score and the noise edge dashed; then convergence."""
     panels = [name for name in PANELS if any(name in score.spectra for score in scores)]
     converging = [score for score in scores if score.convergence is not None]
     metric, profiles = depth_profiles(scores)
     count = len(panels) + 2 * bool(converging) + bool(profiles)
-    figure = Figure(figsize=(4.2 * max(1, count), 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(4.2 * max(1, count), 3.8)
     all_axes = figure.subplots(1, count, squeeze=False)[0] if count else []
     labels = _labels(scores)
     for axes, name in zip(all_axes, panels, strict=False):
@@ -74,14 +89,71 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
         all_axes[0].set_ylabel(f"eigenvalue{edge}")
         if len(scores) <= MOST_NAMES:
             all_axes[len(panels) - 1].legend(fontsize=7, frameon=False, loc="lower left")
+    return figure
+
+
+def ranking_figure(ranking: Ranking, view: View) -> Figure:
+    """A point per checkpoint with its interval, best on top, a panel per comparable group."""
+    groups = [group.rows[: view.top] for group in ranking.groups]
+    figure = _figure(6.4, 1.2 + 0.3 * sum(map(len, groups)))
+    sizes = {"height_ratios": [len(rows) for rows in groups]}
+    for axes, rows in zip(
+        figure.subplots(len(groups), 1, squeeze=False, gridspec_kw=sizes)[:, 0], groups, strict=True
+    ):
+        names = [ranking.name(row.path) for row in rows]
+        _draw_points(axes, names, [(row.value, row.interval) for row in rows])
+        _style(axes, "", ranking.by.name)
+    return figure
+
+
+def comparison_figure(comparison: Comparison) -> Figure:
+    """The difference of each metric in percent of the second value, with its interval."""
+    points: dict[str, tuple[float, Interval]] = {}
+    for one in comparison.differences:
+        unit = abs(one.values[1] or 0.0) / 100
+        if one.difference is not None and unit:
+            low, high = one.interval.ci_low, one.interval.ci_high
+            ends = Interval(ci_low=low and low / unit, ci_high=high and high / unit)
+            points[one.metric.name] = one.difference / unit, ends
+    figure = _figure(6.4, 1.2 + 0.3 * len(points))
+    axes = figure.subplots()
+    _draw_points(axes, list(points), list(points.values()))
+    axes.axvline(0.0, color="0.5", lw=0.8)
+    first, second = comparison.names
+    _style(axes, "", f"{first} minus {second}, % of {second}".replace("$", r"\$"))
+    return figure
+
+
+def _draw_points(
+    axes: Any, names: Sequence[str], points: Sequence[tuple[float | None, Interval]]
+) -> None:
+    """A line per name, the first on top: a point, and its interval if it has one."""
+    for at, (value, interval) in enumerate(points):
+        if value is not None:
+            axes.plot(value, at, "o", color="C0", ms=4)
+        if interval.ci_low is not None:
+            axes.plot([interval.ci_low, interval.ci_high], [at, at], color="C0", lw=1.2)
+    labels = [printable(name).replace("$", r"\$") for name in names]
+    axes.set_yticks(range(len(names)), labels, fontsize=8)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that a notebook shows. Raises MissingExtra without matplotlib."""
+    _check_matplotlib("plot")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    setattr(figure, "_repr_png_", lambda: _picture(figure, "png"))  # noqa: B010 (not of its class)
+    return figure
+
+
+def _picture(figure: Figure, kind: str) -> bytes:
     picture = io.BytesIO()  # in memory, since a pipe cannot seek
-    figure.savefig(picture, format="svg" if path.suffix.lower() == ".svg" else "png", dpi=160)
-    try:
-        write_atomic(path, picture.getbuffer())
-    except OSError as error:
-        message = f"--plot {path}: cannot be written: {error.strerror}"
-        raise InputError(message, code="unwritable") from error
-    write_remark(f"wrote {path}")
+    figure.savefig(picture, format=kind, dpi=160)
+    return picture.getvalue()
 
 
 def _draw_convergence(figure: Any, pair: Any, scores: Sequence[Score]) -> None:

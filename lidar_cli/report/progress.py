@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from importlib import import_module
+from typing import Any, Self
 
 import rich.progress
 from rich.progress import TextColumn
@@ -135,7 +137,7 @@ class Terminal(Progress):
         self._shown = False
         self._notes: set[str] = set()
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -201,7 +203,10 @@ class Terminal(Progress):
         if pace.name:
             room = self._console.width - len(f"{pace.position}  {work}") - 1
             name = f"{shorten_names([pace.name], min(LONGEST_NAME, room))[0]}  "
-        self._line.update(self._bar, description=f"{pace.position}{name}{work}")
+        self._draw(f"{pace.position}{name}{work}")
+
+    def _draw(self, description: str) -> None:
+        self._line.update(self._bar, description=description)
         if not self._shown:
             self._line.start()
             self._shown = True
@@ -231,3 +236,39 @@ class Terminal(Progress):
         now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
         write_remark(f"{now}  {self._pace.position}{text}{more}")
         self._last_line = time.monotonic()
+
+
+class Collected(Terminal):
+    """Collects notes, and shows nothing but a live line in a notebook. A context manager."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.notes: list[str] = []
+        self._is_live = in_notebook()
+        self._handle: Any = None
+
+    def note(self, text: str) -> None:
+        """Collect one line, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _draw(self, description: str) -> None:
+        content = {"text/plain": description}
+        if self._handle is None:
+            show = import_module("IPython.display").display
+            self._handle = show(content, raw=True, display_id=True)
+        else:
+            self._handle.update(content, raw=True)
+        self._shown = True
+
+    def _hide(self) -> None:
+        if self._shown:
+            self._handle.update({"text/plain": ""}, raw=True)
+            self._shown = False
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return type(shell).__name__ == "ZMQInteractiveShell"

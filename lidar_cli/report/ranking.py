@@ -122,6 +122,13 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None, count: int | None = 
     return json.dumps(document, indent=2, allow_nan=False)
 
 
+def to_json_of(ranking: Ranking, oracle: Oracle | None, view: View) -> str:
+    """The JSON of what a view shows: the best of all, or with `per_run` the runs."""
+    if view.per_run:
+        return to_json(runs_report.top(ranking, view.top), oracle)
+    return to_json(ranking, oracle, view.top)
+
+
 def _trust_records(ranking: Ranking) -> list[dict[str, Any]]:
     """Whether each group is to be believed; those with one checkpoint are left out."""
     return [
@@ -280,6 +287,23 @@ def print_group(
     print_wrapped(out, ", ".join(facts(group, ranking)))
     if out.is_terminal:
         out.print_line("")
+    columns, base = group_columns(group, ranking, view, accuracies)
+    if out.is_terminal:
+        _fit(columns, out.width, base if view.columns is None and not view.everything else None)
+    headers = [name if out.is_terminal else name.replace(" ", "_") for name in columns]
+    print_columns(out, headers, list(zip(*columns.values(), strict=True)), fixed=2)
+
+
+def group_columns(
+    group: Group,
+    ranking: Ranking,
+    view: View = View(),
+    accuracies: Mapping[str, float] | None = None,
+) -> tuple[dict[str, list[str]], int]:
+    """The cells of a table by header, and how many first columns a narrow table has too.
+
+    accuracies: as for `print_group`.
+    """
     by, shares = ranking.by.name, accuracies or {}
     rows = group.rows[: view.top]
     ties = [tied_text(row, group.rows) for row in rows]
@@ -299,10 +323,7 @@ def print_group(
     for baseline in baseline_report.baselines_of(group, ranking) if view.top is None else ():
         for name, cells in columns.items():
             cells.append(baseline_report.cell_of(baseline, name))
-    if out.is_terminal:
-        _fit(columns, out.width, base if view.columns is None and not view.everything else None)
-    headers = [name if out.is_terminal else name.replace(" ", "_") for name in columns]
-    print_columns(out, headers, list(zip(*columns.values(), strict=True)), fixed=2)
+    return columns, base
 
 
 def _fit(columns: dict[str, list[str]], width: int, base: int | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from lidar_cli.ranking.order import Group, Row, noise_warnings
+from lidar_cli.ranking.order import Group, Row, noise_warnings, q_text
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report import baseline as baseline_report
 from lidar_cli.report import group_metrics as group_report
@@ -36,7 +36,9 @@ def facts(group: Group, ranking: Ranking) -> list[str]:
         *([counted(ties, "tie")] if ties else []),
         *([f"{copies} cop{'ies' if copies > 1 else 'y'} left out"] if copies else []),
         str(common["layer"]),
-        *(f"{name} = {common[name]}" for name in "nqd"),
+        f"n = {common['n']}",
+        f"q = {q_text(common)}",
+        f"d = {common['d']}",
         *_views(common, "{} views"),
         *([f"delta = {common['delta']:g}"] if common["delta"] != MetricSettings.delta else []),
         *(f"{name} {common[name]}" for name in SHOWN_IF_DIFFERENT if name in differ),
@@ -62,7 +64,7 @@ def constants(group: Group, ranking: Ranking) -> list[str]:
     return [
         f"layer {common['layer']}",
         f"n = {common['n']}",
-        f"q = {common['q']}",
+        f"q = {q_text(common)}",
         f"d = {common['d']}",
         *_views(common, "views {}"),
         f"delta = {common['delta']:g}",

@@ -64,10 +64,8 @@ def record(score: Score) -> dict[str, Any]:
 
 def depth(score: Score) -> int | None:
     """The place of the layer among those of its file, 1 the shallowest; None if unknown."""
-    layers = score.provenance.get("layers")
-    if not isinstance(layers, list) or score.layer not in layers:
-        return None
-    return layers.index(score.layer) + 1
+    layers = score.provenance.get("layers") or []
+    return layers.index(score.layer) + 1 if score.layer in layers else None
 
 
 def to_json(scores: Sequence[Score]) -> str:
@@ -86,6 +84,7 @@ def to_csv(scores: Sequence[Score]) -> str:
             "file": csv_path(score.file),
             "warnings": "; ".join(score.warnings.values()),
             "alpha_req_ranks": "-".join(map(str, score.alpha_req_ranks)),
+            "view_counts": score.view_counts and json.dumps(score.view_counts),
         }
         for name, interval in intervals(score):
             fields |= {f"{name}_{end}": getattr(interval, end) for end in INTERVAL_COLUMNS}
@@ -95,8 +94,8 @@ def to_csv(scores: Sequence[Score]) -> str:
 
 def to_markdown(scores: Sequence[Score], wanted: Collection[str]) -> str:
     """A table with a line per score, then why values or intervals are missing."""
-    headers, rows = _table(scores, [name for name in METRICS if name in wanted])
-    texts = [printable(text) for text in _reasons(scores)]
+    headers, rows = score_table(scores, [name for name in METRICS if name in wanted])
+    texts = [printable(text) for text in reasons(scores)]
     return "\n\n".join([markdown_table(headers, rows, left=[3]), *texts])
 
 
@@ -131,7 +130,7 @@ def _title(score: Score) -> str:
 
 def _print_several(out: SafeConsole, scores: Sequence[Score], names: Sequence[str]) -> None:
     """Print a line per score; on a terminal a column per score, if that fits and this does not."""
-    headers, rows = _table(scores, names)
+    headers, rows = score_table(scores, names)
     across = list(zip(headers, *rows, strict=True))
     titles, body = across[3], [list(line) for line in (*across[:3], *across[4:])]
     fits = sum(column_widths(titles, body)) + 2 * len(scores) <= out.width
@@ -141,11 +140,11 @@ def _print_several(out: SafeConsole, scores: Sequence[Score], names: Sequence[st
         print_columns(out, headers, rows, fixed=4)
 
 
-def _table(scores: Sequence[Score], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def score_table(scores: Sequence[Score], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Headers, and a line per score."""
     rows = [
         [
-            *map(format_value, (score.n_samples, score.n_views, score.dim)),
+            *(format_value(score.n_samples), score.q_text, format_value(score.dim)),
             _title(score),
             *(
                 format_with_interval(name, score.value(name), score.interval(name))
@@ -157,7 +156,7 @@ def _table(scores: Sequence[Score], names: Sequence[str]) -> tuple[list[str], li
     return ["n", "q", "d", "file", *names], rows
 
 
-def _reasons(scores: Sequence[Score], verbose: bool = False) -> Iterator[str]:
+def reasons(scores: Sequence[Score], verbose: bool = False) -> Iterator[str]:
     """Why values or intervals are missing, each once for all files."""
     texts = by_remark(
         (text, _title(score))
@@ -171,24 +170,28 @@ def _reasons(scores: Sequence[Score], verbose: bool = False) -> Iterator[str]:
 
 def _print_remarks(err: SafeConsole, scores: Sequence[Score], verbose: bool) -> None:
     """Why values or intervals are missing, and two cautions or all; each once for all files."""
-    several = len(scores) > 1
-    for text in _reasons(scores, verbose):
+    for text in reasons(scores, verbose):
         err.print_line(text)
+    shown = cautions(scores, verbose)
+    for text in shown if verbose else shown[:CAUTIONS]:
+        lines = wrapped(text, err.width - INDENT) if err.is_terminal else [text]
+        print_labelled(err, "caution", lines, style="yellow")
+    if len(shown) > CAUTIONS and not verbose:
+        err.print_line(f"{counted(len(shown) - CAUTIONS, 'more caution')}: --verbose")
+
+
+def cautions(scores: Sequence[Score], verbose: bool = False) -> list[str]:
+    """The warnings of scores, each once for all files. verbose: also those of no consequence."""
     warnings = by_remark(
         (text, _title(score))
         for score in scores
         for kind, text in score.warnings.items()
         if verbose or kind not in DETAILED
     )
-    shown = [
-        f"{first_and_more(titles)}: {text}" if several else text
+    return [
+        f"{first_and_more(titles)}: {text}" if len(scores) > 1 else text
         for text, titles in warnings.items()
     ]
-    for text in shown if verbose else shown[:CAUTIONS]:
-        lines = wrapped(text, err.width - INDENT) if err.is_terminal else [text]
-        print_labelled(err, "caution", lines, style="yellow")
-    if len(shown) > CAUTIONS and not verbose:
-        err.print_line(f"{counted(len(shown) - CAUTIONS, 'more caution')}: --verbose")
 
 
 def _print_one(out: SafeConsole, score: Score, names: Sequence[str]) -> None:
@@ -229,7 +232,7 @@ def constants(score: Score) -> list[str]:
     """What the values depend on, each in a few words."""
     return [
         f"n = {score.n_samples}",
-        f"q = {score.n_views}",
+        f"q = {score.q_text}",
         f"d = {score.dim}",
         f"delta = {score.delta:g}",
         f"epsilon = {score.epsilon:g}",

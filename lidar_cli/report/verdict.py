@@ -16,7 +16,14 @@ from lidar_cli.ranking import joining
 from lidar_cli.ranking.group_metrics import GROUP_METRICS, ORDERS, SECOND_OPINION, second_opinion
 from lidar_cli.ranking.joining import SETTING_OF_CONSTANT, WIDTHS, Joined, Member, causes, join
 from lidar_cli.ranking.joint_resamples import are_tied
-from lidar_cli.ranking.order import Group, Row, comparable_groups, unranked_row
+from lidar_cli.ranking.order import (
+    Group,
+    Row,
+    comparable_groups,
+    mean_views,
+    q_text,
+    unranked_row,
+)
 from lidar_cli.ranking.trust import view_noise_share
 from lidar_cli.report.text import (
     counted,
@@ -393,12 +400,15 @@ def _labels_instead(group: Group, ranking: Ranking) -> Iterator[Advice]:
         return
     probe: dict[str, object] = {"oracle": "probe", "labels_per_class": LABELS}
     if ranking.has_labels:
-        text = f"where no metric is to be believed, order by {LABELS} labelled images a class."
+        text = (
+            "where no metric is to be believed, see which is best by "
+            f"{LABELS} labelled images a class."
+        )
         yield Advice(text, ranking_command(ranking, **probe))
     else:
         text = (
             f"where no metric is to be believed, label a hundred images, in a folder a class below "
-            f"{LABELLED}, and order by these labels."
+            f"{LABELLED}, and see which is best by these labels."
         )
         more = {"data": LABELLED, "n_samples": LABELLED_IMAGES}
         yield Advice(text, ranking_command(ranking, **more, **probe))
@@ -471,7 +481,7 @@ def _smaller_delta(group: Group, ranking: Ranking) -> Iterator[Advice]:
     shares = [share for row in group.rows if (share := _ridge(row)) > RIDGE_WARNING]
     if not shares or ranking.by.reads not in ("lda", "noise", "edge", "signal"):
         return
-    n, q, d = (group.common[name] for name in ("n", "q", "d"))
+    n, q, d = group.common["n"], mean_views(group.common), group.common["d"]
     largest = min(max(shares), 1 - 1e-9)
     delta = group.common["delta"] * 0.01 * (1 - largest) / largest
     if (
@@ -502,15 +512,20 @@ def _noise(group: Group, ranking: Ranking) -> Iterator[Advice]:
     views = views_for(min(typical, 0.9), q, LITTLE_NOISE)
     more = min(round_up(views), max(MOST_VIEWS, 2 * q))
     counted_in = _of(len(fractions), group, "checkpoint")
-    text = f"{share} of what lidar counts in {counted_in} is view noise (q = {q})."
+    text = (
+        f"{share} of what lidar counts in {counted_in} is view noise (q = {q_text(group.common)})."
+    )
+    if group.common.get("numbers of views"):
+        yield Advice(f"{text} More views of each sample reduce it.")
+        return
     yield _embedded_with(text, group, ranking, q=more)
 
 
 def _few_degrees(group: Group, ranking: Ranking) -> Iterator[Advice]:
-    n, q, d = (group.common[name] for name in ("n", "q", "d"))
+    n, q, d = group.common["n"], mean_views(group.common), group.common["d"]
     if q > 1 and n * (q - 1) < DEGREES * d and ranking.by.reads == "lda":
         text = (
-            f"{n} images with {q} views each determine the variation between views of an image "
+            f"{n} images with {q:.4g} views each determine the variation between views of an image "
             f"poorly at d = {d}."
         )
         yield _embedded_with(text, group, ranking, q=math.ceil(1 + DEGREES * d / n))

@@ -28,10 +28,10 @@ from lidar_cli.core.metrics import (
     default_metrics,
     parse_metrics,
 )
-from lidar_cli.core.moments import Moments, unit_rows
+from lidar_cli.core.moments import Moments, ViewCounts, noise_floor, unit_rows
 from lidar_cli.core.noise import contrast_samples, corrected_spectrum, measure_view_noise
 from lidar_cli.errors import DegenerateFeatures
-from lidar_cli.features.embeddings import Embeddings, ReadRows
+from lidar_cli.features.embeddings import Chunk, Embeddings
 from lidar_cli.scoring.intervals import OVERFLOW, Confidence, Interval
 from lidar_cli.scoring.streaming import LayerMoments
 from lidar_cli.settings import MetricSettings, OrderSettings
@@ -55,7 +55,7 @@ VALUES = {  # metrics and companions in the order of files, with their values if
 } | dict.fromkeys(DSE_PARTS)
 NO_PATCHES = "read from the patch tokens of a Vision Transformer: --layer patches"  # no `dense`
 NO_VIEWS = {  # the reason of a null, by `Embeddings.clean_name`
-    "rows": "rows without views; give --views-per-sample, or an array (n, q, d)",
+    "rows": "rows without views; give --views-per-sample, --group-by ids, or an array (n, q, d)",
     "clean": "un-augmented embeddings alone; `lidar extract -q 2` or more adds views",
 }
 
@@ -89,6 +89,8 @@ class Score:
 
     values: by the names in VALUES, each also an attribute (`score.lidar`). A metric that cannot be
     computed is None, and `notes` has the reason.
+    n_views: q, the smallest if samples have unequal numbers of views q_i. Then `view_counts` has
+    the largest as `most`, the number of all `rows`, and the mean of 1/q_i as `noise_floor`.
     Among them are the parts of DSE, if the layer is `patches`; else NO_PATCHES is the reason.
     warnings: by kind: ridge, degrees, rows, ...
     confidence, convergence, influences: empty or None if not requested.
@@ -105,6 +107,7 @@ class Score:
     values: Mapping[str, Any] = field(default_factory=lambda: dict(VALUES))
     ridge_share: float | None = None
     data: str | None = None
+    view_counts: dict[str, float] | None = None
     notes: dict[str, str] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)
     spectra: dict[str, list[float]] = field(default_factory=dict, repr=False)
@@ -129,6 +132,17 @@ class Score:
         """The value of a metric by name; None if it has none, or is of a group not yet formed."""
         value: float | None = self.values.get(metric)
         return value
+
+    @property
+    def q_text(self) -> str:
+        """q, or the smallest and the largest, such as `2 to 9`."""
+        most = int(self.view_counts["most"]) if self.view_counts else self.n_views
+        return f"{self.n_views}" if most == self.n_views else f"{self.n_views} to {most}"
+
+    @property
+    def noise_floor(self) -> float:
+        """The share of a view's noise in the mean of a sample: 1/q, or the mean of 1/q_i."""
+        return self.view_counts["noise_floor"] if self.view_counts else 1 / self.n_views
 
     @property
     def computed(self) -> frozenset[str]:
@@ -195,11 +209,19 @@ def compute_score(
         values=VALUES | draft.values,
         ridge_share=draft.ridge_share,
         data=embeddings.provenance.get("data"),
+        view_counts=_unequal_counts(n, embeddings.view_counts),
         notes=draft.notes,
         warnings=draft.warnings,
         spectra=draft.spectra,
         provenance=embeddings.provenance,
     )
+
+
+def _unequal_counts(n: int, q: ViewCounts) -> dict[str, float] | None:
+    if isinstance(q, int):
+        return None
+    rows = sum(views * samples for views, samples in q.items())
+    return {"most": max(q), "rows": rows, "noise_floor": noise_floor(n, q)}
 
 
 class _Draft:
@@ -265,7 +287,7 @@ def _lda_metrics(
     draft.spectra["lda"] = eigenvalues.tolist()
     draft.ridge_share = ridge
     draft.warnings |= _lda_warnings(views, ridge, singular)
-    spectrum = Spectrum(eigenvalues, views.n, views.n_views, settings.epsilon)
+    spectrum = Spectrum(eigenvalues, views.n, views.views, settings.epsilon)
     draft.compute(draft.wanted("lda"), spectrum)
     if ridge > RIDGE_REFUSAL and bool(eigenvalues[0] > 0):
         draft.set_null(
@@ -279,11 +301,12 @@ def _lda_metrics(
     noise = draft.values.get("noise_fraction")
     if noise is not None and noise > MUCH_NOISE:
         draft.warnings["noise"] = _noise_warning(
-            noise, views.n_views, settings.delta, ridge, "lidar_corrected" in draft.values
+            *(noise, views.views, settings.delta, ridge),
+            "lidar_corrected" in draft.values,
         )
 
 
-def _noise_warning(noise: float, q: int, delta: float, ridge: float, corrected: bool) -> str:
+def _noise_warning(noise: float, q: ViewCounts, delta: float, ridge: float, corrected: bool) -> str:
     """That view noise is much, or that delta is too large for a judgement."""
     if ridge > MUCH_RIDGE:
         return (
@@ -291,15 +314,14 @@ def _noise_warning(noise: float, q: int, delta: float, ridge: float, corrected: 
             "is measured by: lower --delta first"
         )
     instead = ", or read lidar_corrected" if corrected else ""
-    return (
-        f"{noise_clause(noise, q)}, and lidar counts it as rank: raise q (`lidar extract -q`)"
-        f"{instead}"
-    )
+    more = "raise q (`lidar extract -q`)" if isinstance(q, int) else "add views of each sample"
+    return f"{noise_clause(noise, q)}, and lidar counts it as rank: {more}{instead}"
 
 
 def _lda_warnings(views: Moments, ridge: float, singular: bool) -> dict[str, str]:
     warnings = {}
-    degrees, d = views.n * (views.n_views - 1), views.dim
+    degrees, d = views.degrees, views.dim
+    name = "n (q - 1)" if isinstance(views.views, int) else "sum(q_i - 1)"
     if ridge > RIDGE_WARNING:
         warnings["ridge"] = (
             f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: LiDAR depends on the "
@@ -307,7 +329,7 @@ def _lda_warnings(views: Moments, ridge: float, singular: bool) -> dict[str, str
         )
     if degrees < DEGREES * d:
         warnings["degrees"] = (
-            f"n (q - 1) = {degrees} is less than 5 d = {5 * d}: the within covariance is "
+            f"{name} = {degrees} is less than 5 d = {5 * d}: the within covariance is "
             "poorly determined; raise q or n"
         )
     if singular:
@@ -330,8 +352,7 @@ def _signal_metrics(
     if views is None or not (of_edge or of_signal):
         return
     assert embeddings.views is not None
-    shape, normalize = (views.n, views.n_views, views.dim), settings.normalize
-    blocks = partial(_read_again, embeddings.views.read, shape, normalize, views.device)
+    blocks = partial(_read_again, embeddings, settings.normalize, views.device)
     try:
         noise = measure_view_noise(views, blocks, settings.delta, parse_size(settings.memory))
     except DegenerateFeatures as error:
@@ -352,18 +373,21 @@ def _signal_metrics(
         draft.compute(of_signal, replace(spectrum, eigenvalues=signal, edge=noise.edge))
 
 
-def _read_again(
-    read: ReadRows, shape: tuple[int, int, int], normalize: bool, device: torch.device
-) -> Iterator[Tensor]:
+def _read_again(embeddings: Embeddings, normalize: bool, device: torch.device) -> Iterator[Tensor]:
     """The samples of `contrast_samples` in blocks [c, q, d] of float64, read a second time."""
-    n, q, d = shape
-    samples = contrast_samples(n, q, d)
-    for some in torch.split(samples, max(1, BLOCK_NUMBERS // (q * d))):
+    n, _, d = embeddings.shape
+    samples = contrast_samples(n, embeddings.view_counts, d)
+    mean = -(-math.prod(embeddings.views.shape) // (n * d)) if embeddings.views else 1
+    for some in torch.split(samples, max(1, BLOCK_NUMBERS // (mean * d))):
         ends = (some.diff() > 1).nonzero().flatten() + 1
         runs = torch.tensor_split(some, ends)
-        parts = [read(int(run[0]), int(run[-1]) + 1) for run in runs]
-        block = torch.cat(parts).to(device, torch.float64)
-        yield unit_rows(block) if normalize else block
+        parts = [embeddings.read_views(int(run[0]), int(run[-1]) + 1) for run in runs]
+        counts = [count for _, count in parts if count is not None]
+        views = torch.cat([rows for rows, _ in parts])
+        chunk = Chunk(0, len(some), views, None, torch.cat(counts) if counts else None)
+        for part, _ in chunk.blocks():
+            block = part.to(device, torch.float64)
+            yield unit_rows(block) if normalize else block
 
 
 def _row_metrics(draft: _Draft, settings: MetricSettings, state: LayerMoments) -> None:
@@ -402,7 +426,7 @@ def _view_metrics(
         return
     gram = draft.solve(of_all, lambda: spectra.augmented_gram_spectrum(views))
     if gram is not None:
-        draft.compute(of_all, Spectrum(gram, views.n, views.n_views, settings.epsilon))
+        draft.compute(of_all, Spectrum(gram, views.n, views.views, settings.epsilon))
     draft.compute(draft.wanted("sphere"), views.sphere)
     spread = draft.values.get("normalized_std")
     if spread is not None and spread < COLLAPSED:
@@ -433,8 +457,9 @@ def _dense_parts(draft: _Draft, embeddings: Embeddings) -> None:
         draft.values |= zip(DSE_PARTS, dense, strict=True)
 
 
-def noise_clause(fraction: float, q: int) -> str:
+def noise_clause(fraction: float, q: ViewCounts) -> str:
     """A clause: how much of the LDA trace is view noise. The estimate can exceed 100 %."""
+    views = f"q = {q}" if isinstance(q, int) else f"q = {min(q)} to {max(q)}"
     if fraction >= 1:
-        return f"view noise accounts for the whole LDA trace at q = {q}"
-    return f"view noise is {100 * fraction:.0f} % of the LDA trace at q = {q}"
+        return f"view noise accounts for the whole LDA trace at {views}"
+    return f"view noise is {100 * fraction:.0f} % of the LDA trace at {views}"

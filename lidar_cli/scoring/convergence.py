@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 from lidar_cli.core.metrics import METRICS, parse_metrics
+from lidar_cli.errors import InputError
 from lidar_cli.features.embeddings import Chunk, Embeddings
 from lidar_cli.runtime.device import find_device
 from lidar_cli.runtime.progress import Progress
@@ -51,7 +52,7 @@ STEADY = 0.05  # relative change of a metric that is too small to matter
 
 
 def converge_file(
-    path: Path,
+    path: Path | Embeddings,
     settings: ScoreSettings,
     progress: Progress | None = None,
     groups: Grouping | None = None,
@@ -79,6 +80,12 @@ def converge(
 
     Memory: the moments of five states instead of one. Raises InputError as `score_layer`.
     """
+    if embeddings.counts is not None:
+        raise InputError(
+            f"{embeddings.file}: samples have unequal numbers of views, and --converge compares "
+            "equal parts of them; leave the option out",
+            code="unequal-views",
+        )
     if embeddings.note:
         progress.note(embeddings.note)
     with enough_memory(embeddings):

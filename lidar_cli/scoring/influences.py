@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -108,18 +108,14 @@ def _second_pass(
     none = torch.empty(0, dtype=torch.float64)  # for a span without views, or without rows
     columns: dict[str, list[Tensor]] = {name: [none] for name in wanted}
     for chunk in embeddings.chunks(parse_size(settings.memory), span):
-        rows = chunk.clean
-        if rows is None and chunk.views is not None:
-            rows = chunk.views[:, 0]
-        for part, terms in (
-            (chunk.views, of_views),
-            (rows[:, None] if rows is not None else None, of_rows),
-        ):
-            if part is not None and terms:
-                _add(part, terms, settings.normalize, state.rows.device, columns)
+        rows = chunk.first_views() if chunk.clean is None else chunk.clean
+        ordered = () if rows is None else ((rows[:, None], torch.arange(len(rows))),)
+        for blocks, terms in ((chunk.blocks(), of_views), (ordered, of_rows)):
+            if terms:
+                _add(blocks, terms, settings.normalize, state.rows.device, columns)
         done = chunk.stop - span.start
         progress.update("reading again", done, len(span))
-        del chunk, rows, part  # frees the chunk before the next is read
+        del chunk, rows, ordered, blocks  # frees the chunk before the next is read
     return {name: torch.cat(blocks) for name, blocks in columns.items()}
 
 
@@ -195,18 +191,27 @@ def _of_rows(settings: MetricSettings, state: LayerMoments, wanted: Collection[s
 
 
 def _add(
-    part: Tensor,
+    blocks: Iterable[tuple[Tensor, Tensor]],
     terms: list[Term],
     normalize: bool,
     device: torch.device,
     columns: dict[str, list[Tensor]],
 ) -> None:
-    # In blocks, so that a float64 copy is small whatever the size of a chunk.
-    _, q, d = part.shape
-    for block in torch.split(part, max(1, max(LEAST_BLOCK_ROWS, BLOCK_NUMBERS // d) // q)):
-        samples = block.to(device, torch.float64)
-        samples = unit_rows(samples) if normalize else samples
-        for names, influences_of in terms:
-            values = influences_of(samples).cpu().reshape(len(block), len(names))
-            for name, column in zip(names, values.unbind(dim=1), strict=True):
-                columns[name].append(column)
+    """Add the influences of the samples of a chunk; blocks: as of `Chunk.blocks`."""
+    parts: dict[str, list[Tensor]] = {name: [] for names, _ in terms for name in names}
+    numbers = []
+    for part, samples in blocks:
+        numbers.append(samples)
+        _, q, d = part.shape
+        # In pieces, so that a float64 copy is small whatever the size of a chunk.
+        for piece in torch.split(part, max(1, max(LEAST_BLOCK_ROWS, BLOCK_NUMBERS // d) // q)):
+            views = piece.to(device, torch.float64)
+            views = unit_rows(views) if normalize else views
+            for names, influences_of in terms:
+                values = influences_of(views).cpu().reshape(len(piece), len(names))
+                for name, column in zip(names, values.unbind(dim=1), strict=True):
+                    parts[name].append(column)
+    if numbers:
+        order = torch.cat(numbers).argsort()
+        for name, pieces in parts.items():
+            columns[name].append(torch.cat(pieces)[order])

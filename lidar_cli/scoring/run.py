@@ -19,7 +19,7 @@ from torch import Tensor
 from lidar_cli.configuration import parse_size
 from lidar_cli.core.accumulate import one_thread_if_small
 from lidar_cli.core.metrics import METRICS, parse_metrics
-from lidar_cli.errors import InputError, SettingsError, first_line
+from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.features.arrays import (
     ArrayForm,
     check_not_sparse,
@@ -31,9 +31,10 @@ from lidar_cli.features.embeddings import Embeddings, Names
 from lidar_cli.features.reader import read_hdf5
 from lidar_cli.features.schema import OWN_LAYER, ids_digest
 from lidar_cli.runtime.device import RankInfo, check_free_memory, find_device
-from lidar_cli.runtime.files import NotAFile, did_you_mean, is_hdf5, open_regular, read_named
+from lidar_cli.runtime.files import NotAFile, did_you_mean, is_hdf5, open_regular
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, compute_score
+from lidar_cli.scoring.grouped import group_rows, read_ids
 from lidar_cli.scoring.influences import influences, subset_influences
 from lidar_cli.scoring.intervals import Grouping, confidence, reasons_for_no_interval, sum_by_group
 from lidar_cli.scoring.process_group import ProcessGroup, read_moments_on_all_ranks
@@ -42,7 +43,7 @@ from lidar_cli.settings import MetricSettings, OrderSettings, RankSettings, Scor
 
 
 def score_file(
-    path: Path,
+    path: Path | Embeddings,
     settings: ScoreSettings,
     progress: Progress | None = None,
     process_group: ProcessGroup | None = None,
@@ -50,6 +51,7 @@ def score_file(
 ) -> list[Score]:
     """A score for each layer of a feature file, or one for the array of a file of another format.
 
+    path: a file, or embeddings in memory.
     process_group: processes that each read a part of the file; all return the same scores.
     groups: the result of `open_groups`, if the caller scores several files with it.
     Raises InputError or FeatureFileError if the file cannot be used, SettingsError for an unknown
@@ -103,11 +105,22 @@ def open_groups(settings: ScoreSettings | RankSettings) -> Grouping | None:
     return Grouping(settings.groups)
 
 
-def open_embeddings(path: Path, settings: ScoreSettings | OrderSettings) -> list[Embeddings]:
+def open_embeddings(
+    path: Path | Embeddings, settings: ScoreSettings | OrderSettings
+) -> list[Embeddings]:
     """The embeddings of each chosen layer of a file; their numbers are not read yet.
 
-    Raises InputError or FeatureFileError.
+    path: a file, or embeddings in memory. Raises InputError or FeatureFileError.
     """
+    layers = [path] if isinstance(path, Embeddings) else _read_file(path, settings)
+    named = [with_ids(embeddings, settings.ids) for embeddings in layers]
+    if settings.group_by is not None:
+        named = [group_rows(embeddings) for embeddings in named]
+    return [with_size_note(embeddings) for embeddings in named]
+
+
+def _read_file(path: Path, settings: ScoreSettings | OrderSettings) -> list[Embeddings]:
+    """The embeddings in a file by its format. Raises InputError or FeatureFileError."""
     if path.is_dir():
         raise InputError(f"{path}: is a directory; score takes files, rank takes directories")
     try:
@@ -125,12 +138,11 @@ def open_embeddings(path: Path, settings: ScoreSettings | OrderSettings) -> list
         raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
     check_not_sparse(path)
     form = ArrayForm(settings.dataset, settings.views_per_sample, settings.axes)
-    layers = read_hdf5(path, settings.layer, form) if hdf5 else [_read_array(path, start, form)]
-    return [with_size_note(with_ids(embeddings, settings.ids)) for embeddings in layers]
+    return read_hdf5(path, settings.layer, form) if hdf5 else [_read_array(path, start, form)]
 
 
-def open_array(path: Path, settings: OrderSettings) -> Embeddings:
-    """An array of another program as `rank` and `compare` take it: one layer, `embedding`.
+def open_array(path: Path | Embeddings, settings: OrderSettings) -> Embeddings:
+    """An array, of another program or in memory, as `rank` takes it: one layer, `embedding`.
 
     Raises InputError if the file holds no array of embeddings.
     """
@@ -142,34 +154,33 @@ def open_array(path: Path, settings: OrderSettings) -> Embeddings:
     return replace(embeddings, layer=OWN_LAYER, provenance=record)
 
 
-def open_layer(path: Path, settings: OrderSettings) -> Embeddings:
+def open_layer(path: Path | Embeddings, settings: OrderSettings) -> Embeddings:
     """One layer of a feature file, or an array. Raises as `read_hdf5` and `open_array`."""
-    if settings.dataset is None and is_hdf5(path):
-        (embeddings,) = read_hdf5(path, settings.layer)
+    if isinstance(path, Path) and settings.dataset is None and is_hdf5(path):
+        form = ArrayForm(None, settings.views_per_sample, settings.axes)
+        (embeddings,) = read_hdf5(path, settings.layer, form)
         if embeddings.provenance:
             return embeddings
     return open_array(path, settings)
 
 
 def with_ids(embeddings: Embeddings, file: Path | None) -> Embeddings:
-    """Embeddings whose samples have the names in `file`, one a line, if it is given.
+    """Embeddings whose samples have the names in `file`, if it is given.
 
     Raises InputError if it cannot be read, or holds another number of names, or one twice.
     """
     if file is None or embeddings.provenance:
         return embeddings
-    try:
-        ids = read_named(file).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--ids {file}: cannot be read: {first_line(error)}") from error
+    ids = read_ids(file)
     count = len(embeddings.span)
     distinct = len(set(ids))
     if len(ids) != count or (distinct < count and embeddings.views is not None):
         raise InputError(
-            f"--ids {file}: {len(ids)} lines, {distinct} of them distinct; expected one line for "
+            f"--ids {file}: {len(ids)} ids, {distinct} of them distinct; expected one for "
             f"each of the {count} samples of {embeddings.file}"
         )
-    return replace(embeddings, names=lambda: Names(ids, None))
+    labels = embeddings.names().labels if embeddings.names else None
+    return replace(embeddings, names=lambda: Names(ids, labels))
 
 
 def _read_array(path: Path, start: bytes, form: ArrayForm) -> Embeddings:

@@ -19,7 +19,7 @@ from lidar_cli.core.metrics import METRICS, READ_FROM_ROWS, READ_FROM_SCATTERS, 
 from lidar_cli.core.moments import Moments, RowMoments, unit_rows
 from lidar_cli.core.subset import MOST_VIEWS, ComparedViews, HalfMeans, SampleSubset, half_means
 from lidar_cli.errors import BadRows, InputError
-from lidar_cli.features.embeddings import Chunk, Embeddings
+from lidar_cli.features.embeddings import Chunk, Embeddings, StoredArray
 from lidar_cli.runtime.device import free_memory
 from lidar_cli.runtime.prefetch import prefetch
 from lidar_cli.runtime.progress import Progress
@@ -55,11 +55,16 @@ class LayerMoments:
         device: torch.device,
         wanted: Collection[str],
     ) -> None:
-        _, q, d = embeddings.shape
+        _, q, d = embeddings.shape  # of unequal q_i the smallest
         reads = {METRICS[name].reads for name in wanted}
         scatters, sphere = not reads.isdisjoint(READ_FROM_SCATTERS), "sphere" in reads
         self.views = (
-            Moments(q, d, device, scatters=scatters, sphere=sphere)
+            Moments(
+                q if embeddings.counts is None else None,
+                *(d, device),
+                scatters=scatters,
+                sphere=sphere,
+            )
             if q > 0 and (scatters or sphere)
             else None
         )
@@ -78,16 +83,16 @@ class LayerMoments:
     def update(self, chunk: Chunk) -> None:
         """Add a chunk of samples."""
         self._compared = {}
-        if chunk.views is not None:
-            for subset in self.subsets.values():
-                subset.add(chunk.start, chunk.views)
         if self.views is not None and chunk.views is not None:
             self.views.note_type(chunk.views.dtype)
-            for part in self._prepared(chunk.views):
-                self.views.update(part)
-        clean = chunk.clean
-        if clean is None and chunk.views is not None:
-            clean = chunk.views[:, 0]
+        for block, samples in chunk.blocks():
+            first = block if chunk.counts is None else block[:, : self._views_read].clone()
+            for subset in self.subsets.values():
+                subset.add(chunk.start + samples, first)
+            if self.views is not None:
+                for part in self._prepared(block):
+                    self.views.update(part)
+        clean = chunk.first_views() if chunk.clean is None else chunk.clean
         if clean is not None and self._reads_rows:
             for part in self._prepared(clean):
                 self.rows.update(part)
@@ -204,7 +209,7 @@ def _check_memory(embeddings: Embeddings) -> None:
     parts = [part for part in (embeddings.views, embeddings.clean) if part is not None]
     for what, size in {
         f"moments of d = {d:,}": LEAST_MATRICES * 8 * d * d,
-        "a single sample": max(math.prod(part.shape[1:]) * part.item_size for part in parts),
+        "a single sample": max(_sample_bytes(embeddings, part) for part in parts),
         "the whole array": embeddings.in_memory,
     }.items():
         if size > free:
@@ -213,6 +218,13 @@ def _check_memory(embeddings: Embeddings) -> None:
                 f"{size / 2**30:,.1f} GB, of which {free / 2**30:,.1f} GB are free; expected "
                 "embeddings [n, q, d] of fewer numbers a sample; or use a larger machine"
             )
+
+
+def _sample_bytes(embeddings: Embeddings, part: StoredArray) -> int:
+    """Bytes of a sample; of unequal numbers of views of the one with the most."""
+    counts = embeddings.counts if part is embeddings.views else None
+    rows = 1 if counts is None else int(counts.max())
+    return rows * math.prod(part.shape[1:]) * part.item_size
 
 
 def _unit(block: Tensor, some: slice) -> Tensor:
@@ -233,7 +245,11 @@ class NonFinite:
         bad = torch.zeros(chunk.stop - chunk.start, dtype=torch.int64)  # bad values in each sample
         for part in (chunk.views, chunk.clean):
             if part is not None and not _sums_finite(part):
-                bad += (~part.isfinite()).flatten(1).sum(dim=1)
+                each = (~part.isfinite()).flatten(1).sum(dim=1)
+                if part is chunk.views and chunk.counts is not None:
+                    samples = torch.arange(len(bad)).repeat_interleave(chunk.counts)
+                    each = torch.zeros_like(bad).index_add_(0, samples, each)
+                bad += each
         if bad.any():
             if self._first is None:
                 self._first = chunk.start + int(bad.nonzero()[0])

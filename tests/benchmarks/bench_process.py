@@ -9,6 +9,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 from harness import LIDAR, Goal, Line, Skipped, alternate, median, peak_memory, write_embeddings
 from mistakes import MISTAKES, make_workplace
 
@@ -43,7 +44,79 @@ def bench_memory(_device, folder):
             Goal(peaks[200_000] / peaks[2_000], "times the smaller file's", at_most=1.1),
             f"importing torch alone {peak_memory([sys.executable, '-c', 'import torch']):.0f} MB",
         )
+    yield grouped_rows(folder, d)
+    yield from other_paths(folder, d=128)
     yield against_reptrix(folder, n=500, q=10, d=2048)
+
+
+def grouped_rows(folder, d):
+    """Rows of 2 to 18 views a sample, those of a sample scattered over the file."""
+
+    def command(n):
+        path, ids = folder / "rows.npy", folder / "ids.npy"
+        counts = np.random.default_rng(0).integers(2, 19, n)
+        write_embeddings(path, 1, int(counts.sum()), d)
+        rows = np.lib.format.open_memmap(path, "r")[0]
+        np.save(path.with_name("z.npy"), rows)
+        np.save(ids, np.random.default_rng(1).permutation(np.repeat(np.arange(n), counts)))
+        words = ["score", path.with_name("z.npy"), "--group-by", "ids", "--ids", ids, "--json"]
+        return [*LIDAR, *map(str, words)]
+
+    return flat(f"lidar score --group-by ids, q=2..18 d={d}, .npy float32, rows shuffled", command)
+
+
+WRITE = """
+import sys, h5py, lidar_cli
+views = h5py.File(sys.argv[1])["embeddings"]
+lidar_cli.write_features(sys.argv[2], views, ids=range(len(views)), overwrite=True)
+"""
+ROWS = """
+import torch
+class Rows:
+    def __len__(self): return {n}
+    def __getitem__(self, i): return torch.randn(10, {d}), str(i)
+def data(): return Rows()
+def network(): return torch.nn.Linear({d}, 64)
+"""
+
+
+def other_paths(folder, d):
+    """Arrays that a script writes, that `rank` reads, and whose samples a factory makes."""
+
+    def script(n):
+        path = folder / "views.npy"
+        write_embeddings(path, n, 10, d)
+        source = as_hdf5(path)
+        return [sys.executable, "-c", WRITE, str(source), str(folder / "written.h5")]
+
+    def files(n):
+        (folder / "arrays").mkdir(exist_ok=True)
+        for name in ("a.npy", "b.npy"):
+            write_embeddings(folder / "arrays" / name, n, 10, d)
+        return [*LIDAR, "rank", str(folder / "arrays"), "--json", "--cache", str(folder / "cache")]
+
+    def factory(n):
+        name, checkpoint = f"rows{n}", folder / "linear.pt"
+        (folder / f"{name}.py").write_text(ROWS.format(n=n, d=d))
+        torch.save(torch.nn.Linear(d, 64).state_dict(), checkpoint)
+        words = ["extract", checkpoint, "--data", f"{name}:data", "--model", f"{name}:network"]
+        words += ["-n", n, "-o", folder / "out.h5", "--overwrite", "--device", "cpu"]
+        return ["env", f"PYTHONPATH={folder}", *LIDAR, *map(str, words)]
+
+    sizes = 20_000, 80_000  # the smaller one fills all buffers
+    yield flat(f"write_features of an HDF5 dataset, q=10 d={d}", script, sizes)
+    yield flat(f"lidar rank of two .npy files, q=10 d={d}", files, sizes)
+    yield flat(f"lidar extract --data module:factory, q=10 d={d}", factory)
+
+
+def flat(case, command, sizes=(2_000, 20_000), at_most=1.15):
+    """The peak memory of a command of ten times as many samples."""
+    few, many = sizes
+    peaks = {n: peak_memory(command(n)) for n in sizes}
+    against = f"the same at n={few}"
+    goal = Goal(peaks[many] / peaks[few], "times the smaller one's", at_most=at_most)
+    case = f"{case}, n={many}"
+    return Line("memory", case, against, "float64", 1, peaks[many], peaks[few], "MB", goal)
 
 
 def against_reptrix(folder, n, q, d):

@@ -40,6 +40,7 @@ PAIRED = SIZES[:2]  # of the test that names ties
 BURST = 5  # samples of a burst, such as frames of a clip
 BURST_ALIKE = 0.8  # correlation of their signals
 BURST_SIZES = ((1000, 4, 16), (2000, 4, 32))
+UNEQUAL = ((400, 9, 16), (640, 20, 32), (1000, 12, 64))  # of 2 to q views
 SHARED = (0.9, 0.5, 0.0)  # correlation of two checkpoints' signals, and of their view noise
 
 
@@ -88,10 +89,15 @@ def bursts(size, generator, alike=BURST_ALIKE):
     return [signal, whole[1], scales], torch.arange(n // BURST).repeat_interleave(BURST)
 
 
-def scored(z, level, groups=None, wanted=None):
-    """groups: of the samples [n], if intervals are to allow for them. wanted: metrics, or all."""
+def scored(z, level, groups=None, wanted=None, counts=None):
+    """groups: of the samples [n], if intervals are to allow for them. wanted: metrics, or all.
+
+    counts: numbers of views [n], if a sample has only its first ones.
+    """
+    if counts is not None:
+        z = z[torch.arange(z.shape[1]) < counts[:, None]]
     stored = StoredArray(tuple(z.shape), 8, lambda start, stop: z[start:stop])
-    source = Embeddings("simulated", "projector", stored, None)
+    source = Embeddings("simulated", "projector", stored, None, counts=counts)
     wanted = wanted or default_metrics() - {"n_above_noise"}
     result = score_layer(source, ScoreSettings(), torch.device("cpu"), wanted, Progress(), level)
     if groups is None or level is None:
@@ -104,15 +110,19 @@ def values(result):
     return {name: result.value(name) for name in METRICS if result.value(name) is not None}
 
 
-def coverage(spectrum, size, draws, seed=0, grouped=None, wanted=None):
+def coverage(spectrum, size, draws, seed=0, grouped=None, wanted=None, unequal=False):
     """metric -> expectation, its true standard deviation, mean standard error, coverage.
 
     grouped: None for samples that are independent, else whether intervals allow for their bursts.
-    wanted: metrics, or all default ones.
+    wanted: metrics, or all default ones. unequal: whether samples have 2 to q views.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(level):
+        if unequal:
+            z = embeddings(spectrum, *parts(size, generator))
+            counts = torch.randint(2, size[1] + 1, (size[0],), generator=generator)
+            return scored(z, level, wanted=wanted, counts=counts)
         if grouped is None:
             return scored(embeddings(spectrum, *parts(size, generator)), level, wanted=wanted)
         drawn, groups = bursts(size, generator)
@@ -179,6 +189,8 @@ def work(task):
         return task, errors(spectrum, size, draws, shared)
     if kind == "subset":
         return task, coverage(spectrum, size, draws, wanted=OF_SUBSET)
+    if kind == "unequal":
+        return task, coverage(spectrum, size, draws, unequal=True)
     return task, coverage(spectrum, size, draws, grouped=shared if kind == "bursts" else None)
 
 
@@ -195,6 +207,8 @@ def rows(task, figures):
             word = verdict(name, figure["coverage"])
             ratio = figure["se"] / figure["sd"]
             what = ["coverage", f"{figure['coverage']:.4f}", f"{ratio:.3f}"]
+            if kind == "unequal":
+                what[0] = "2 to q views"
             if kind == "bursts":
                 what[0] = "bursts, --groups" if shared else "bursts"
                 most = 1.0 if name in OF_SUBSET else 0.98
@@ -230,6 +244,11 @@ def main():
     tasks += [
         ("subset", spectrum, size, asked.draws, None)
         for size, spectrum in itertools.product(only, (*SPECTRA, *SHAPES))
+    ]
+    tasks += [
+        ("unequal", spectrum, size, asked.draws, None)
+        for size, spectrum in itertools.product(UNEQUAL, SPECTRA)
+        if size in only or not asked.sizes
     ]
     if asked.subset:
         tasks = [task for task in tasks if task[0] == "subset"]

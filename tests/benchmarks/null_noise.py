@@ -2,10 +2,11 @@
 
     python tests/benchmarks/null_noise.py [--draws 200] [--csv FILE] [n,q,d ...]
 
-View noise of sample i has the strength exp(s g_i), g_i normal. Without signal every corrected
-metric must be null in 95 % of the draws, at every strength s. With 8 planted directions and equal
-noise, the count must be that of Wachter's edge alone. What does not reach that is marked, and the
-exit status is 1.
+View noise of sample i has the strength exp(s g_i), g_i normal. Samples have q views, or each its
+number: uniform from 2 to q, or 3 with q in one of ten (no demand at n = 200). Without signal every
+corrected metric must be null in 95 % of the draws, at every strength s. With 8 planted directions
+and equal noise, the count must be that of Wachter's edge alone. What does not reach that is marked,
+and the exit status is 1.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from lidar_cli.settings import ScoreSettings
 LEAST = 0.95
 STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 SIZES = ((500, 3, 64), (500, 4, 64), (2000, 10, 64))
+UNEQUAL = ((500, 12, 64), (200, 20, 32))
 PLANTED = (((500, 4, 64), 2.0), ((500, 2, 64), 1.0))
 WANTED = frozenset({"noise_fraction", "n_above_noise", "lidar_corrected", "pillai"})
 
@@ -37,16 +39,31 @@ def embeddings(size, strength, signal, generator):
     return z
 
 
-def scored(z):
+def drawn_counts(kind, n, q, generator):
+    """Numbers of views [n]; None if all are equal."""
+    if kind == "equal":
+        return None
+    if kind == "2 to q":
+        return torch.randint(2, q + 1, (n,), generator=generator)
+    return torch.where(torch.rand(n, generator=generator) < 0.1, q, 3)
+
+
+def scored(z, counts=None):
+    """counts: numbers of views [n], if a sample has only its first ones."""
+    if counts is not None:
+        z = z[torch.arange(z.shape[1]) < counts[:, None]]
     stored = StoredArray(tuple(z.shape), 8, lambda start, stop: z[start:stop])
-    source = Embeddings("simulated", "projector", stored, None)
+    source = Embeddings("simulated", "projector", stored, None, counts=counts)
     return score_layer(source, ScoreSettings(), torch.device("cpu"), WANTED, Progress())
 
 
-def nulls(size, strength, draws, seed=0):
-    """In which share of draws nothing is above noise, and in which Wachter's edge was not used."""
+def nulls(size, strength, draws, kind="equal", seed=0):
+    """In which share of draws nothing is above noise, and in which that of contrasts was used."""
     generator = torch.Generator().manual_seed(seed)
-    all_scores = [scored(embeddings(size, strength, 0.0, generator)) for _ in range(draws)]
+    all_scores = [
+        scored(embeddings(size, strength, 0.0, generator), drawn_counts(kind, *size[:2], generator))
+        for _ in range(draws)
+    ]
     null = sum(each.pillai is None for each in all_scores)
     contrasts = sum(each.noise_edge_law == "contrasts" for each in all_scores)
     return null / draws, contrasts / draws
@@ -77,6 +94,13 @@ def rows(sizes, draws):
                 f"contrasts {contrasts:.3f}",
                 word,
             ]
+    for size in UNEQUAL if sizes == SIZES else ():
+        for kind in ("2 to q", "3 or q"):
+            for strength in STRENGTHS:
+                null, contrasts = nulls(size, strength, draws, kind)
+                what = [f"null {null:.3f}", f"contrasts {contrasts:.3f}, {kind} views"]
+                word = "held" if null >= LEAST else "MISSED"
+                yield [*size, strength, 0, draws, *what, word if size[0] >= 500 else "no demand"]
     for size, signal in PLANTED:
         pairs = counts(size, signal, 0.0, draws)
         mean, plain = (sum(pair[at] for pair in pairs) / draws for at in (0, 1))

@@ -36,7 +36,7 @@ from lidar_cli.report.scores import to_json
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.runtime.sandbox import SHARED, Limits
 from lidar_cli.scoring.run import score_file
-from lidar_cli.settings import EmbedSettings, ProbeSettings, ScoreSettings
+from lidar_cli.settings import ProbeSettings, RankSettings, ScoreSettings
 
 MEMORY = 3 << 29  # bytes, all of the process
 LEAVES = 77  # the exit status where there is no more input
@@ -100,7 +100,7 @@ def probed(path: Path) -> object:
 def surveyed(path: Path) -> object:
     scan = DirectoryScan()
     digests = Digests(path.parent / "kept")
-    classify_file(path, scan, Recogniser(EmbedSettings()), Progress(), digests)
+    classify_file(path, scan, Recogniser(RankSettings()), Progress(), digests)
     if scan.failed or scan.skipped:
         raise LidarError((scan.failed + scan.skipped)[0].reason)
     return [one.provenance for one in scan.features]

@@ -59,7 +59,7 @@ MISTAKES = (
     Mistake("rank runs/ --confidence 95", 2, "such as 0.95"),
     Mistake("rank runs/ --precision float23", 2, "did you mean float32?"),
     Mistake("rank runs/ --layer backbnoe", 2, "did you mean backbone?"),
-    Mistake("extract ckpt.pt --layer mlp", 2, "backbone, patches, predictor, projector"),
+    Mistake("extract ckpt.pt --layer mlp", 3, "it has backbone, projector", torch=True),
     Mistake("rank runs/ --views simcrl", 2, "did you mean simclr?"),
     Mistake("rank runs/ --format solo", 2, "did you mean solo-learn? (lidar inspect --formats)"),
     Mistake("rank runs/ --branch techer", 2, "did you mean teacher?"),

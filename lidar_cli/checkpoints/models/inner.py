@@ -29,8 +29,8 @@ PATCHES_A_SIDE = 8  # of that pass, where the weights do not determine the image
 Shapes = dict[str, list[tuple[int, ...]]]  # shape of each output of a module, in order of depth
 
 
-class _Complete(Exception):
-    """Ends a forward pass whose remaining modules nothing needs."""
+class _Complete(BaseException):
+    """Ends a forward pass whose remaining modules nothing needs; no handler of errors takes it."""
 
 
 @contextmanager
@@ -109,11 +109,17 @@ def inner_layers(
 
 
 def choose(
-    shapes: Shapes, names: Iterable[str], token_pooling: tuple[bool, int], others: Iterable[str]
+    shapes: Shapes,
+    names: Iterable[str],
+    token_pooling: tuple[bool, int],
+    others: Iterable[str],
+    *,
+    is_square: bool = True,
 ) -> dict[str, InnerLayer]:
-    """The named layers in order of depth, by the shapes of a pass of blank, square images.
+    """The named layers in order of depth, by the shapes of a pass of blank inputs.
 
     token_pooling: as of `Backbone`. others: the layers that are not inside a backbone.
+    is_square: whether the inputs are square images.
     Raises CheckpointError as `inner_layers`.
     """
     names = list(names)
@@ -123,7 +129,7 @@ def choose(
     # The first modules see patches alone, before class token and registers join them.
     most = max((one[1] for each in shapes.values() for one in each if len(one) == 3), default=0)
     return {
-        name: _inner_layer(name, outputs, token_pooling, most)
+        name: _inner_layer(name, outputs, token_pooling, most, is_square=is_square)
         for name, outputs in shapes.items()
         if name in names
     }
@@ -134,22 +140,24 @@ def _inner_layer(
     outputs: list[tuple[int, ...]],
     token_pooling: tuple[bool, int],
     most: int,
+    *,
+    is_square: bool,
 ) -> InnerLayer:
     """The pooling of one layer. outputs: shapes in one pass. most: tokens of the longest output."""
     shape, times = outputs[0], len(outputs)
-    if times > 1 or shape[0] != BLANK or len(shape) not in (2, 3, 4):
+    if times > 1 or shape[0] != BLANK:
         what = f"{times} outputs" if times > 1 else f"an output {list(shape)} for {BLANK} images"
         raise CheckpointError(
             f"layer {name!r} has {what} in a forward pass; expected one of "
-            "[b, width], [b, tokens, width] or [b, channels, rows, columns]; name a block",
+            "[b, width], [b, tokens, width] or [b, channels, rows, columns]; name another",
             code="layer-shape",
         )
     if len(shape) == 2:
         return InnerLayer(shape[1], ROWS)
-    if len(shape) == 4:
-        if shape[1] == shape[2] != shape[3]:  # square, so these two are rows and columns
+    if len(shape) > 3:
+        if is_square and len(shape) == 4 and shape[1] == shape[2] != shape[3]:  # rows and columns
             return InnerLayer(shape[3], MEAN_OF_IMAGE, (1, 2))
-        return InnerLayer(shape[1], MEAN_OF_IMAGE, (2, 3))
+        return InnerLayer(shape[1], MEAN_OF_IMAGE, tuple(range(2, len(shape))))
     by_class_token, prefix = token_pooling if shape[1] == most else (False, 0)
     if by_class_token:
         return InnerLayer(shape[2], CLASS_TOKEN, (), prefix)

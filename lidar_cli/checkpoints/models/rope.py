@@ -13,6 +13,7 @@ from lidar_cli.checkpoints.models.activations import activation
 from lidar_cli.checkpoints.models.backbone import MaskedBackbone
 from lidar_cli.checkpoints.shapes.rope import RopeViTSpec
 from lidar_cli.checkpoints.shapes.vit import grid_of
+from lidar_cli.errors import CheckpointError
 from lidar_cli.views.masks import Mask
 
 
@@ -76,11 +77,16 @@ class VideoRotation(nn.Module):
         self.head_width, self.base = spec.head_width, spec.rope_base
         self.times = spec.frames // spec.tubelet
 
-    def forward(self, side: int, device: torch.device) -> Tensor:
-        """Angles [times side^2, head width], time by time and row by row."""
+    def forward(self, side: int, device: torch.device, times: int | None = None) -> Tensor:
+        """Angles [times side^2, head width], time by time and row by row.
+
+        times: of a clip; those of a still by default.
+        """
         number = self.head_width // 3 // 2
         frequencies = self.base ** -(torch.arange(number, device=device) / number)
-        lines = [torch.arange(length, device=device) for length in (self.times, side, side)]
+        lines = [
+            torch.arange(length, device=device) for length in (times or self.times, side, side)
+        ]
         places = torch.cartesian_prod(*lines)
         angles = (places[:, :, None] * frequencies.tile(2)).flatten(1)
         return F.pad(angles, (0, self.head_width - angles.shape[1]))
@@ -222,16 +228,24 @@ class RopeViT(MaskedBackbone):
         grid_of(size, self.patch)
 
     def tokens(self, images: Tensor) -> Tensor:
-        """Tokens [b, prefix + N, width] after the last norm, class token and registers first."""
+        """Tokens [b, prefix + N, width] after the last norm, class token and registers first.
+
+        images: [b, 3, S, S]; of a video model also clips [b, 3, T, S, S], with N = T / 2 times the
+        patches of a frame. Raises CheckpointError for clips that do not divide into patches.
+        """
         side = images.shape[-1] // self.patch
-        if self.tubelet:
+        times = self._times(images)
+        if self.tubelet and images.dim() == 4:
             images = images.unsqueeze(2).expand(-1, -1, self.tubelet, -1, -1)
-        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2).repeat(1, self.times, 1)
+            x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2).repeat(1, times, 1)
+        else:
+            x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
         first = [
             t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None
         ]
         x = torch.cat([*first, x], dim=1)
-        shared = None if self.rope_embed is None else self.rope_embed(side, x.device)
+        more = (times,) if self.tubelet else ()
+        shared = None if self.rope_embed is None else self.rope_embed(side, x.device, *more)
         for block in self.blocks:
             x = block(x, side, shared)
         if self.cls_norm is None:
@@ -244,7 +258,22 @@ class RopeViT(MaskedBackbone):
     def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
         """Tokens [b, N, width] of all patches, the mean over times; these models take no masks."""
         tokens = self.tokens(images)[:, self.prefix :]
-        return tokens.view(len(images), self.times, -1, self.width).mean(dim=1)
+        return tokens.view(len(images), self._times(images), -1, self.width).mean(dim=1)
+
+    def _times(self, images: Tensor) -> int:
+        """Times of the patches of a still or a clip. Raises CheckpointError as `tokens`."""
+        if images.dim() == 4:
+            return self.times
+        frames, height, width = images.shape[-3:]
+        if not self.tubelet or frames % self.tubelet or height != width or height % self.patch:
+            takes = (
+                f"clips [3, T, S, S], T a multiple of {self.tubelet}" if self.tubelet else "stills"
+            )
+            raise CheckpointError(
+                f"inputs are {list(images.shape[1:])}; expected {takes} and S of {self.patch}",
+                code="clip-shape",
+            )
+        return frames // self.tubelet
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width] of images [b, channels, S, S]."""

@@ -112,15 +112,20 @@ def without_gradients() -> Iterator[None]:
         yield
 
 
-def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
+def probe(
+    module: nn.Module, label: str, shape: tuple[int, ...] | None = None
+) -> tuple[dict[str, int], int | None]:
     """The width of each layer, and the image size that the module needs, None for any size.
 
     Blank images are embedded. A module with an int attribute `image_size` is tried only at that
-    size. label: the module's name in errors.
+    size. label: the module's name in errors. shape: of an input that is no image.
     Raises SettingsError if the module embeds no image, or does not return rows.
     """
     named = getattr(module, "image_size", None)
     device = next((t.device for t in module.parameters()), torch.device("cpu"))
+    if shape is not None:
+        output = embed(module, torch.zeros(2, *shape, device=device), label)
+        return {layer: rows.shape[1] for layer, rows in output.items()}, None
     sizes = (named,) if isinstance(named, int) else TRIED_SIZES
     reason = ""
     for size in sizes:
@@ -146,23 +151,27 @@ def inner_layers(
     image_size: int | None,
     others: Iterable[str],
     label: str,
+    shape: tuple[int, ...] | None = None,
 ) -> tuple[dict[str, InnerLayer], str]:
     """The named modules inside the user's, in order of depth, and what was assumed of their tokens.
 
-    image_size: as of `probe`. others: the layers that its forward names.
+    image_size, shape: as of `probe`. others: the layers that its forward names.
     Raises CheckpointError for a name that is no module which one forward pass calls once.
     """
     device = next((t.device for t in module.parameters()), torch.device("cpu"))
-    for size in (image_size,) if image_size else TRIED_SIZES:
-        with suppress(CheckpointError), recorded(module) as shapes:  # another size may fit
-            embed(module, torch.zeros(BLANK, 3, size, size, device=device), label)
+    sizes = (image_size,) if image_size else TRIED_SIZES
+    for one in [shape] if shape else [(3, size, size) for size in sizes]:
+        with suppress(CheckpointError), recorded(module) as outputs:  # another size may fit
+            embed(module, torch.zeros(BLANK, *one, device=device), label)
             break
     timm_model = next((m for m in module.modules() if hasattr(m, "num_prefix_tokens")), None)
-    inner = choose(shapes, names, token_pooling(timm_model or module), others)
+    is_square = len(one) == 3 and one[1] == one[2]
+    tokens = token_pooling(timm_model or module)
+    inner = choose(outputs, names, tokens, others, is_square=is_square)
     of_tokens = [name for name, layer in inner.items() if layer.pooling == MEAN_OF_TOKENS]
     if timm_model is not None or not of_tokens:
         return inner, ""
-    return inner, f"{', '.join(of_tokens)}: mean over all tokens"
+    return inner, f"{', '.join(of_tokens)}: mean over all tokens, of [b, tokens, width]"
 
 
 def source(target: str) -> str | None:
@@ -183,8 +192,8 @@ def embed(module: nn.Module, images: Tensor, label: str) -> dict[str, Tensor]:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{label}: forward failed for images {list(images.shape)}: {_first_line(error)}; "
-            "another --image-size may fit",
+            f"{label}: forward failed for inputs {list(images.shape)}: {_first_line(error)}; "
+            "expected a module that takes them, or another --image-size",
             code="model-forward",
         ) from error
     return layers_of(output, len(images), label)

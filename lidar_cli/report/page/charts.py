@@ -188,7 +188,7 @@ class Figures:
                 chart.curve(mark, ranks, values, mark.name)
             score = entries[int(drawn[0][0].at)].score
             if matrix == "lda" and score.n_views:
-                chart.level(1 / score.n_views, "1/q, view noise")
+                chart.level(score.noise_floor, "1/q, view noise")
                 if score.noise_edge is not None:
                     chart.level(score.noise_edge, "edge of view noise")
             yield _figure("spectra", f"Spectrum: {title}{limit}", chart)

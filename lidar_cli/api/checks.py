@@ -27,6 +27,7 @@ from lidar_cli.runtime.files import HDF5_SIGNATURE, did_you_mean, is_stream, ope
 from lidar_cli.runtime.streams import write_remark
 from lidar_cli.settings import (
     LAYERS,
+    ArraySettings,
     EmbedSettings,
     ExtractSettings,
     FormatSettings,
@@ -222,6 +223,13 @@ def check_score(settings: ScoreSettings, plot: Path | None) -> None:
             message = f"--plot {plot}: expected a name that ends in .png or .svg"
             raise SettingsError(message, code="wrong-suffix")
     check_groups(settings.groups, settings.confidence)
+    check_grouping(settings)
+
+
+def check_grouping(settings: ArraySettings) -> None:
+    """Raise SettingsError for an option that --group-by excludes."""
+    if settings.group_by is not None and settings.views_per_sample is not None:
+        raise SettingsError("--group-by and --views-per-sample exclude each other; give one")
 
 
 def check_order(settings: OrderSettings, alone: str = "") -> None:
@@ -250,6 +258,7 @@ def check_order(settings: OrderSettings, alone: str = "") -> None:
         )
     check_names(settings)
     check_groups(settings.groups, settings.confidence)
+    check_grouping(settings)
 
 
 def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
