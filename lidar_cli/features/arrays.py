@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import math
+import mmap
 import os
 import re
 import zlib
@@ -37,6 +38,7 @@ MAX_EXTENTS = 10_000  # of a sparse file; later ones are not examined
 MAX_DIMENSIONS, MAX_NUMBER = 64, 2**62
 SAVE_AGAIN = "copy or save it again"
 NPY, NPZ = (f"lidar_cli.features.numpy_headers:{name}" for name in ("npy", "npz"))
+MAPPED_FROM = 2**20  # bytes of the smallest block that is mapped, not allocated by malloc
 
 
 @dataclass(frozen=True)
@@ -298,9 +300,22 @@ def read_rows(
     return native.reshape(stop - start, *shape[1:])
 
 
+def _returned_memory(size: int) -> np.ndarray:
+    """Uninitialised bytes that go back to the system as soon as they are released.
+
+    Of blocks that several threads allocate and release in turn, malloc keeps more and more.
+    """
+    if size < MAPPED_FROM:
+        return np.empty(size, np.uint8)
+    try:
+        return np.frombuffer(mmap.mmap(-1, size, access=mmap.ACCESS_COPY), np.uint8)
+    except OSError as error:
+        raise MemoryError(f"Unable to allocate {size:,} bytes") from error
+
+
 def read_at(path: Path, offset: int, count: int) -> np.ndarray:
     """`count` bytes of a file. Raises BadRows if it cannot be read, or has become shorter."""
-    data = np.empty(count, np.uint8)
+    data = _returned_memory(count)
     try:
         with open_regular(path) as file:
             file.seek(offset)
