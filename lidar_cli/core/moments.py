@@ -11,7 +11,7 @@ computing the sample variance", eq. 2.1):
     scatter = scatter_1 + scatter_2 + gap gap^T n_1 n_2 / n
 
 No scatter is computed as a sum of squares minus a squared sum, which loses all digits if the mean
-is large compared with the spread. `accumulate` computes the sums in several threads.
+is large compared with the spread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lidar_cli.core.accumulate import Scatter, centred, held_rows, map_pieces
+from lidar_cli.core.accumulate import (
+    BLOCK_NUMBERS,
+    LEAST_HELD_ROWS,
+    Scatter,
+    centred,
+    map_pieces,
+)
 
 Device = torch.device | str
 # q, the same for every sample, or how many samples have each number of views, {q: samples}.
@@ -75,14 +81,14 @@ class RowMoments:
 
     def update(self, rows: Tensor) -> None:
         """Add rows [c, d] of any float type."""
-        for block in torch.split(rows.to(self.device), held_rows(self.dim)):
+        for block in torch.split(rows.to(self.device), max(1, BLOCK_NUMBERS // max(1, self.dim))):
             self.append(block.to(torch.float64, copy=True))
 
     def append(self, rows: Tensor) -> None:
         """Add rows [c, d] in float64 on the device, without a copy of them."""
         self._blocks.append(rows)
         self.n += len(rows)
-        most = self.dim if self._scatter is None else held_rows(self.dim)
+        most = self.dim if self._scatter is None else LEAST_HELD_ROWS
         if self.n - self._n_folded > most:
             self._fold()
 
@@ -312,7 +318,7 @@ class Moments:
                 f"expected a chunk [c, {expected}, {self.dim}], got {tuple(chunk.shape)}"
             )
         self.note_type(chunk.dtype)
-        most = max(1, held_rows(self.dim) // max(1, q))
+        most = max(1, BLOCK_NUMBERS // max(1, q * self.dim))
         for block in torch.split(chunk.to(self.device), most):
             if len(block):
                 self._add(block)
@@ -323,11 +329,11 @@ class Moments:
             self.unit_roundoff = max(self.unit_roundoff, torch.finfo(dtype).eps)
 
     def _add(self, block: Tensor) -> None:
-        """Add a block [c, q, d] on the device; c q is at most `held_rows`, or c = 1."""
+        """Add a block [c, q, d] on the device."""
         q = block.shape[1]
         sphere: list[SphereSums] = []
         if self._wants_scatters:
-            pieces = self._within.transform_and_add(self._centre, block)
+            pieces = self._within.write_and_add(self._reflect, block, q - 1)
             means = torch.cat([piece.means for piece in pieces])
             self.class_means.append(means)
             if self.n_views is None:
@@ -338,7 +344,7 @@ class Moments:
         elif self._wants_sphere:
             numbers = q * self.dim
             sphere = map_pieces(
-                lambda some: sphere_sums(block[some].to(torch.float64)),
+                lambda some: sphere_sums(block[some].to(torch.float64, copy=True)),
                 *(len(block), numbers, self.device),
             )
         if self._wants_sphere:
@@ -346,12 +352,27 @@ class Moments:
         self.n += len(block)
         self._counts[q] = self._counts.get(q, 0) + len(block)
 
-    def _centre(self, piece: Tensor) -> _Piece:
-        """Subtract from each view [c, q, d] the mean of its sample, in place; returns the sums."""
-        sphere = sphere_sums(piece) if self._wants_sphere else None
-        means = piece.sum(dim=1).div_(piece.shape[1])
-        piece.sub_(means[:, None])
-        return _Piece(means, torch.linalg.vector_norm(piece.flatten(1), dim=1), sphere)
+    def _reflect(self, views: Tensor, rows: Tensor) -> _Piece:
+        """Write q - 1 rows a sample whose scatter is that of its q views; returns the sums.
+
+        views: [c, q, d]. rows: [c, q - 1, d], written. A Householder reflection across the views
+        changes no scatter. The one of 1 / sqrt(q) + e_q makes of views x_j = z_j - z_q, whose last
+        is 0, one row that is -sqrt(q) mean(x), which is left out, and the q - 1 rows
+
+            y_j = x_j - mean(x) sqrt(q) / (1 + sqrt(q)),     sum_j y_j y_j^T = sum_j r_j r_j^T
+
+        with the residuals r_j = z_j - mean(z). Differences come first, so that a mean that is large
+        compared with the spread loses no digits.
+        """
+        q = views.shape[1]
+        numbers = views.to(torch.float64, copy=True)
+        last = numbers[:, -1].clone()
+        torch.sub(numbers[:, :-1], last[:, None], out=rows)
+        offsets = rows.sum(dim=1).div_(q)
+        rows.sub_(offsets[:, None] * (q**0.5 / (1 + q**0.5)))
+        lengths = torch.linalg.vector_norm(rows.flatten(1), dim=1)
+        sphere = sphere_sums(numbers) if self._wants_sphere else None
+        return _Piece(offsets.add_(last), lengths, sphere)
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of samples together; neither operand changes.
@@ -393,10 +414,10 @@ class _Piece(NamedTuple):
     sphere: SphereSums | None
 
 
-def unit_rows(rows: Tensor) -> Tensor:
+def unit_rows(rows: Tensor, out: Tensor | None = None) -> Tensor:
     """Rows [..., d] divided by their length; a zero row remains 0.
 
-    A row whose squares could overflow or underflow is divided by its largest entry first.
+    out: where to write them; may be `rows`. A row whose squares could overflow or underflow is divided by its largest entry first.
     """
     numbers = torch.finfo(rows.dtype)
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
@@ -405,10 +426,9 @@ def unit_rows(rows: Tensor) -> Tensor:
     if rows.device.type == "cpu" and bool(
         ordinary.all()
     ):  # on a GPU this would wait for all queued work
-        unit: Tensor = rows * length.reciprocal()
-        return unit
+        return torch.mul(rows, length.reciprocal_(), out=out)
     largest = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True)
-    unit = rows / largest.clamp_min(numbers.tiny).where(~ordinary, 1.0)
+    unit = torch.div(rows, largest.clamp_min(numbers.tiny).where(~ordinary, 1.0), out=out)
     length = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min(numbers.tiny)
     return unit.mul_(length.reciprocal())
 
@@ -423,8 +443,8 @@ class SphereSums(NamedTuple):
 
 
 def sphere_sums(rows: Tensor) -> SphereSums:
-    """The sums over rows [c, q, d] after projection to the unit sphere."""
-    unit = unit_rows(rows)
+    """The sums over rows [c, q, d] after projection to the unit sphere; overwrites the rows."""
+    unit = unit_rows(rows, out=rows)
     means = unit.sum(dim=1).div_(rows.shape[1])
     within = unit.sub_(means[:, None]).square_().sum(dim=(0, 1))
     mean = means.sum(dim=0).div_(len(rows))

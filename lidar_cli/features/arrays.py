@@ -308,7 +308,10 @@ def _returned_memory(size: int) -> np.ndarray:
     if size < MAPPED_FROM:
         return np.empty(size, np.uint8)
     try:
-        return np.frombuffer(mmap.mmap(-1, size, access=mmap.ACCESS_COPY), np.uint8)
+        memory = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return np.frombuffer(memory, np.uint8)
     except OSError as error:
         raise MemoryError(f"Unable to allocate {size:,} bytes") from error
 
