@@ -169,23 +169,23 @@ def _resample_all(
 
     after: gets the resampled pixels [n, c, S, S] of each portion; on a CPU several threads call it.
     arrange: sorts the boxes of a group. change: changes the uncropped image of each box, a copy
-    [n, c, w, h], before resampling. All three get the numbers i q + j of the boxes.
+    [n, c, h, w], before resampling. All three get the numbers i q + j of the boxes.
     """
     on_cpu = images[0].device.type == "cpu"
     most, threads = (CPU_FLOATS, torch.get_num_threads()) if on_cpu else (GPU_FLOATS, 1)
     if on_cpu:
         _keep_freed_memory()
     q = rows.start.shape[1]
-    planes = [image.permute(2, 1, 0)[None] for image in images]  # [1, c, w, h]
+    stacks = [image[None] for image in images]  # [1, h, w, c]
     pixels = np.asarray([image.numel() for image in images])
 
     def resample_group(group: slice) -> None:
         boxes = arrange(np.arange(group.start * q, group.stop * q))
         floats = peak_floats(
-            rows.select(boxes), columns.select(boxes), size, interpolation, planes[0].shape[1]
+            rows.select(boxes), columns.select(boxes), size, interpolation, images[0].shape[2]
         )
         if change is None:
-            shared = Sources.of(planes[group])
+            shared = Sources.of(stacks[group])
         else:
             floats = np.maximum(floats, IMAGE_COPIES * pixels[boxes // q])
 
@@ -194,8 +194,8 @@ def _resample_all(
             if change is None:
                 sources, source = shared, some // q - group.start
             else:
-                stacks, source = _changed_images(planes, some, q, change)
-                sources = Sources.of(stacks)
+                changed, source = _changed_images(images, some, q, change)
+                sources = Sources.of(changed)
             x = resample(
                 sources, source, rows.select(some), columns.select(some), size, interpolation
             )
@@ -225,18 +225,19 @@ def _keep_freed_memory() -> None:
 
 
 def _changed_images(
-    planes: Sequence[Tensor], boxes: Ints, q: int, change: Change
+    images: Sequence[Tensor], boxes: Ints, q: int, change: Change
 ) -> tuple[list[Tensor], Ints]:
-    """Changed copies of the image of each box [n]: stacks [m, c, w, h], and each copy's index."""
-    sizes = np.asarray([planes[box // q].shape for box in boxes])
+    """Changed copies of the image of each box [n]: stacks [m, h, w, c], and each copy's index."""
+    sizes = np.asarray([images[box // q].shape for box in boxes])
     _, kinds = np.unique(sizes, axis=0, return_inverse=True)
     kinds = kinds.reshape(-1)  # some versions of NumPy return a column
     order = np.argsort(kinds, kind="stable")
     stacks = []
     for members in np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1):
-        stack = torch.cat([planes[box // q] for box in boxes[members]]).float().div_(255)
+        copies = torch.stack([images[box // q] for box in boxes[members]]).permute(0, 3, 1, 2)
+        stack = copies.contiguous().float().div_(255)
         change(stack, boxes[members])
-        stacks.append(stack)
+        stacks.append(stack.permute(0, 2, 3, 1))
     return stacks, np.argsort(order)
 
 
