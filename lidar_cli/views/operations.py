@@ -255,12 +255,11 @@ def saturation(x: Tensor, factor: Tensor) -> None:
 def hue(x: Tensor, turn: Tensor) -> None:
     """Turn the hue of views, in place; turn [N, 1, 1, 1] in circles.
 
-    H is the hue in circles, low the smallest channel, C the largest less the smallest:
+    h is the turned hue in [0, 1), low the smallest channel, high the largest, C = high - low:
 
-        channel = low + 6 C clip(d - 1/6, 0, 1/6),   d = distance of H + turn + k to whole numbers,
-        k = 1/2, 1/6, -1/6 for R, G, B
+        R = low - C + 6 C |h - 1/2|,   G = low + 2 C - 6 C |h - 1/3|,   B: G with 2/3 for 1/3
 
-    Equal to the conversion from HSV through its six cases, without the cases.
+    each clamped to [low, high]. Equal to the conversion from HSV through its six cases.
     """
     r, g, b = torch.split(x, 1, dim=1)
     high, low = torch.maximum(r, g), torch.minimum(r, g)
@@ -273,11 +272,16 @@ def hue(x: Tensor, turn: Tensor) -> None:
     chosen = torch.eq(g, high, out=torch.empty_like(high))
     h.lerp_(other, chosen)
     h.lerp_(torch.sub(g, b, out=other), torch.eq(r, high, out=chosen))
-    chroma.mul_(6)
-    h.div_(chroma).add_(turn + 1)  # positive, for frac
-    # k + 1/2, since the distance of z to whole numbers is |frac(z + 1/2) - 1/2|.
-    torch.add(h, 1 - torch.arange(3, device=x.device).view(3, 1, 1) / 3, out=x)
-    x.frac_().sub_(0.5).abs_().sub_(1 / 6).clamp_(0, 1 / 6).mul_(chroma).add_(low)
+    torch.mul(chroma, 6, out=other)
+    h.div_(other).add_(turn + 1).frac_()  # positive, for frac
+    for channel, centre in ((r, 1 / 2), (g, 1 / 3), (b, 2 / 3)):
+        torch.sub(h, centre, out=channel)
+    x.abs_().mul_(other)
+    r.add_(torch.sub(low, chroma, out=other))
+    torch.add(low, chroma, alpha=2, out=other)
+    torch.sub(other, g, out=g)
+    torch.sub(other, b, out=b)
+    torch.clamp(x, low, high, out=x)
 
 
 def solarise(x: Tensor) -> Tensor:

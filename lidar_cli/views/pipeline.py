@@ -184,6 +184,9 @@ def _resample_all(
         floats = peak_floats(
             rows.select(boxes), columns.select(boxes), size, interpolation, images[0].shape[2]
         )
+        if on_cpu:  # a portion has the pieces and taps of its largest box: join boxes of one size
+            order = np.argsort(floats, kind="stable")
+            boxes, floats = boxes[order], floats[order]
         if change is None:
             shared = Sources.of(stacks[group])
         else:
