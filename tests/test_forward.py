@@ -31,6 +31,7 @@ from lidar_cli.extraction.engine import (
 )
 from lidar_cli.extraction.plan import identity
 from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.runtime.device import scoring_device
 from lidar_cli.runtime.prefetch import pack, unpack
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ExtractSettings, ScoreSettings
@@ -210,6 +211,22 @@ def test_images_of_several_sizes_are_packed_for_one_copy() -> None:
     for image, copy in zip(images, unpack(packed, [one.shape for one in images]), strict=True):
         assert torch.equal(image, copy)
         assert copy.untyped_storage().data_ptr() == packed.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "expected"),
+    [
+        ("cuda:1", (9, 0), "cuda:1"),  # H100
+        ("cuda", (8, 0), "cuda"),  # A100
+        ("cuda", (8, 6), "cpu"),  # A10: a 64th of the speed of float32
+        ("cuda", (12, 0), "cpu"),
+        ("cpu", (9, 0), "cpu"),
+    ],
+)
+def test_cards_that_are_slow_in_float64_leave_scoring_to_the_cpu(
+    device: str, capability: tuple[int, int], expected: str
+) -> None:
+    assert scoring_device(torch.device(device), capability) == torch.device(expected)
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -25,7 +25,7 @@ from lidar_cli.data.factory import Items
 from lidar_cli.errors import CheckpointError, DegenerateFeatures, LidarError, first_line
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.extraction.view_cache import ViewCache
-from lidar_cli.runtime.device import cpu_count, free_memory
+from lidar_cli.runtime.device import cpu_count, free_memory, scoring_device
 from lidar_cli.runtime.prefetch import (
     SideStream,
     copy_to_device,
@@ -216,6 +216,7 @@ def measure_dense(
                 samples = range(batch.start, batch.stop)
                 with forward_precision(plan.precision, model.device):
                     tokens = model.embedder.patch_tokens(batch.clean)[: len(samples)].float()
+                tokens = tokens.to(scoring_device(model.device))
                 draws = torch.from_numpy(draw_patches(plan.views.seed, samples, 0)[:, 0])
                 structure.update(tokens, draws)
                 progress.update("patch tokens", batch.stop, count)

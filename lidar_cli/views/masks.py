@@ -270,13 +270,13 @@ class Mask:
 
 def masks_on(masks: Sequence[Mask], device: torch.device) -> list[Mask]:
     """The masks, all drawn by one rule, on a device; one copy of each of their fields."""
-    fields = ([mask.seen for mask in masks], [mask.targets for mask in masks])
-    indices = (
-        copy_to_device([part for part in parts if part is not None], device) or [None] * len(masks)
-        for parts in fields
-    )
+
+    def moved(parts: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        return copy_to_device([part for part in parts if part is not None], device) or parts
+
+    seen, targets = moved([mask.seen for mask in masks]), moved([mask.targets for mask in masks])
     compared = copy_to_device([mask.compared for mask in masks], device)
-    return [Mask(*parts) for parts in zip(*indices, compared, strict=True)]
+    return [Mask(*parts) for parts in zip(seen, targets, compared, strict=True)]
 
 
 def draw_mask(rule: MaskRule, seed: int, samples: Sequence[int], view: int, grid: Grid) -> Mask:
