@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from fake_cuda import Waits, embed_batch, fake_cuda
+from fake_cuda import Waits, embed_on_fake_cuda, fake_cuda
 from make import checkpoint, environment, image_folder, network, size
 from torch import Tensor, nn
 
@@ -232,7 +232,7 @@ def test_cards_that_are_slow_in_float64_leave_scoring_to_the_cpu(
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_batch_is_embedded_without_waiting_for_the_gpu(tmp_path: Path, cached: bool) -> None:
     runs, images = checkpoint(tmp_path / "a.pt"), image_folder(tmp_path / "images", 2)
-    (views, clean), copies = embed_batch(
+    (views, clean), copies = embed_on_fake_cuda(
         runs, images, cached, n_samples=2, n_views=2, views="simclr", image_size=24
     )
     assert views["projector"].device.type == clean["projector"].device.type == "cuda"

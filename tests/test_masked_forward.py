@@ -14,7 +14,7 @@ import literal
 import numpy as np
 import pytest
 import torch
-from fake_cuda import embed_batch
+from fake_cuda import embed_on_fake_cuda
 from literal import assert_close, linear, normed, random_weights
 from make import checkpoint, image_folder, lidar, lidar_here
 from raising import raises
@@ -641,7 +641,7 @@ def test_masks_and_drawn_patches_do_not_wait_for_the_gpu(
     tmp_path: Path, more: dict[str, Any]
 ) -> None:
     images = image_folder(tmp_path / "images", 2)
-    (views, _), _ = embed_batch(
+    (views, _), _ = embed_on_fake_cuda(
         save_ijepa(tmp_path / "a.pth.tar"),
         *(images, False),
         n_samples=2,

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import reference
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lidar_cli.core.moments import Moments, RowMoments, SphereMoments, sphere_sums, unit_rows
+
+DEVICE = os.environ.get("DEVICE", "cpu")  # that of the moments
 
 
 @st.composite
@@ -26,7 +30,7 @@ def cut(z, data):
 
 
 def streamed(chunks):
-    moments = Moments(*chunks[0].shape[1:])
+    moments = Moments(*chunks[0].shape[1:], DEVICE)
     for chunk in chunks:
         moments.update(chunk)
     return moments
@@ -34,12 +38,13 @@ def streamed(chunks):
 
 def relative(found, expected):
     """Relative Frobenius distance; exact equality where the expected matrix is 0."""
+    found, expected = found.cpu(), expected.cpu()
     return float((found - expected).norm() / expected.norm().clamp_min(1e-300))
 
 
 def parts(moments):
     sphere = moments.sphere
-    return {
+    tensors = {
         "mean": moments.class_means.mean,
         "scatter": moments.class_means.scatter,
         "within": moments.within,
@@ -47,6 +52,7 @@ def parts(moments):
         "sphere squares": sphere.squares,
         "sphere distances": sphere.distances,
     }
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def assert_same(found, expected, scale=1.0, tolerance=1e-12):
@@ -76,7 +82,7 @@ def test_any_chunking_gives_the_state_of_the_definition(z, data):
     assert relative(moments.class_means.mean, mean) < 1e-12
     for found, expected in ((moments.class_means.scatter, scatter), (moments.within, spread)):
         # A scatter of one sample or one view is 0 up to the rounding of a mean of 100.
-        assert float((found - expected).norm()) <= 1e-12 * max(float(expected.norm()), 1.0)
+        assert float((found.cpu() - expected).norm()) <= 1e-12 * max(float(expected.norm()), 1.0)
 
 
 @given(clouds(), st.data())

@@ -54,8 +54,8 @@ from lidar_cli.runtime.device import (
     RankInfo,
     check_free_memory,
     find_device,
-    scoring_device,
     free_memory,
+    scoring_device,
 )
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, ranked_metrics

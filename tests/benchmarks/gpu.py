@@ -15,12 +15,13 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import harness
 import timm
 import torch
 from bench_lidar import DELTA, PEER, covariances, draw, inverse_root_spectrum
-from extraction import photographs, profile
+from extraction import photographs, profile, shares
 from harness import LIDAR, Goal, Line, Skipped, alternate, median, ratio, timed
 
 from lidar_cli import Moments
@@ -41,6 +42,7 @@ from lidar_cli.runtime.device import cpu_count
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ExtractSettings, ScoreSettings
+from lidar_cli.views import operations
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 
@@ -141,12 +143,9 @@ def score(place):
 def views(place):
     """SimCLR's views, against kornia's chain and torchvision's a view at a time, both there."""
     from bench_views import Q, kornia_chain, one_at_a_time
-    from bench_views import photographs as pictures_of
     from torchvision.transforms import v2
 
-    recipe, sizes = find_recipe("simclr", "imagenet"), [(375, 500)] * place.size.samples
-    pictures = pictures_of(sizes[:64])
-    images = [torch.from_numpy(harness.np.array(picture)).to(place.device) for picture in pictures]
+    recipe, images = find_recipe("simclr", "imagenet"), decoded(place)
     planar = [image.permute(2, 0, 1).contiguous() for image in images]
     maker = Views(recipe, 0, Q, 224)
     peers = {"torchvision v2, a view at a time": one_at_a_time(planar, recipe, v2)}
@@ -156,12 +155,47 @@ def views(place):
         yield Skipped("views", "kornia is not installed")
     sides = {"ours": lambda: maker.views(images, range(len(images))), **peers}
     seconds = alternate(sides, REPEATS, device=place.device)
-    count = len(images) * Q
     for name in peers:
-        figure = ratio(seconds[name], seconds["ours"])
-        rates = count / median(seconds["ours"]), count / median(seconds[name]), "views/s"
-        aim = Goal(figure, "times as fast", at_least=6)
-        yield Line("views", "simclr, 224 px", name, "float32", REPEATS, *rates, aim)
+        yield faster_views("views", len(images) * Q, seconds["ours"], name, seconds[name], 6)
+
+
+@torch.inference_mode()
+def compiled_views(place):
+    """SimCLR's views with the colour operations compiled by torch, against ours as they are."""
+    recipe, images = find_recipe("simclr", "imagenet"), decoded(place)
+    maker, count = Views(recipe, 0, place.size.views, 224), len(images) * place.size.views
+    compiled = tuple(torch.compile(one, dynamic=True) for one in operations.JITTER)
+
+    def ours():
+        return maker.views(images, range(len(images)))
+
+    def theirs():
+        with mock.patch.object(operations, "JITTER", compiled):
+            return ours()
+
+    try:
+        gap = float((theirs() - ours()).abs().max())
+    except Exception as error:  # by the compiler, of many kinds
+        yield Skipped("views-compiled", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        return
+    seconds = alternate({"plain": ours, "compiled": theirs}, REPEATS, device=place.device)
+    remark = f"largest difference {gap:.1e}"
+    sides = seconds["compiled"], "as they are", seconds["plain"]
+    yield faster_views("views-compiled", count, *sides, remark=remark)
+
+
+def decoded(place):
+    """Up to 64 photographs on the device, uint8 [h, w, 3]."""
+    from bench_views import photographs as pictures_of
+
+    pictures = pictures_of([(375, 500)] * min(64, place.size.samples))
+    return [torch.from_numpy(harness.np.array(picture)).to(place.device) for picture in pictures]
+
+
+def faster_views(row, count, ours, name, theirs, at_least=None, remark=""):
+    rates = count / median(ours), count / median(theirs), "views/s"
+    aim = Goal(ratio(theirs, ours), "times as fast", at_least=at_least)
+    return Line(row, "simclr, 224 px", name, "float32", REPEATS, *rates, aim, remark)
 
 
 class Extraction:
@@ -222,13 +256,13 @@ def extract(place, arch, precision):
     seconds = alternate(sides, REPEATS, device=place.device)
     both = [a + b for a, b in zip(seconds["forward"], seconds["views"], strict=True)]
     case = f"{one.arch}, n={place.size.samples} q={place.size.views}, batches of {one.batch_size}"
-    shares = profile(one.whole)
+    remark = profile(one.whole)
     for against, theirs, bound in (
         ("the bare forward on ready tensors", seconds["forward"], MODELS[arch]),
         ("the sum of bare forward and bare decoding and views", both, 1.05),
     ):
         sides = {"ours": seconds["ours"], "bare": theirs}
-        yield compared(f"extract-{arch}", case, against, precision, sides, bound, shares)
+        yield compared(f"extract-{arch}", case, against, precision, sides, bound, remark)
 
 
 def jpeg(place):
@@ -248,12 +282,17 @@ def kernels(place):
     """Where `extract` spends its time, by stage and by kernel; printed."""
     one = Extraction(place, "vit_base_patch16_224", "float32", place.size.views)
     one.whole()
-    print(profile(one.whole))
-    with torch.profiler.profile() as recorded:
-        one.whole()
     on_gpu = one.device.type == "cuda"
+    every_thread = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    with torch.profiler.profile(experimental_config=every_thread) as recorded:
+        print(profile(one.whole))
+    averages = recorded.key_averages()
+    if on_gpu:
+        spent = {event.key: event.device_time_total for event in averages}
+        total = sum(event.self_device_time_total for event in averages)
+        print("of the time on the GPU", shares(spent, total))
     by = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
-    print(recorded.key_averages().table(sort_by=by, row_limit=10))
+    print(averages.table(sort_by=by, row_limit=10))
     return []
 
 
@@ -354,6 +393,7 @@ ROWS = {
     "solve": solve,
     "score": score,
     "views": views,
+    "views-compiled": compiled_views,
     "jpeg": jpeg,
     "profile": kernels,
     "judged": judged,

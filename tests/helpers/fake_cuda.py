@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
 from lidar_cli.runtime.prefetch import copy_to_device
 from lidar_cli.settings import ExtractSettings
 
-CUDA = torch.device("cuda")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 aten = torch.ops.aten
 
 
@@ -91,32 +92,45 @@ def fake_cuda() -> Iterator[RefuseWaits]:
         yield mode
 
 
-def embed_batch(
+def embed_on_fake_cuda(
     checkpoint: Path, images: Path, cached: bool = False, **settings: Any
 ) -> tuple[Embedded, list[int]]:
-    """Embeddings of a batch of all samples on a fake GPU, and the bytes of each copy to it.
+    """Embeddings of a batch on a fake GPU, and the bytes of each copy to it; see `one_batch`."""
+    model, source, decoded = one_batch(checkpoint, images, CPU, cached, **settings)
+    with fake_cuda() as mode:
+        for module in model.embedder.modules.values():
+            move(module)
+        model, source = replace(model, device=CUDA), replace(source, device=CUDA)
+        return embed(model, source, decoded), mode.copies
 
-    cached: whether all views are read from a cache in main memory.
+
+def one_batch(
+    checkpoint: Path, images: Path, device: torch.device, cached: bool = False, **settings: Any
+) -> tuple[EmbeddingModel, ViewSource, dict[int, Tensor]]:
+    """What embeds all samples as one batch: model, source of views, decoded image by sample.
+
+    cached: whether all views are read from a cache in main memory; then no image is decoded.
     """
     parsed = ExtractSettings(data=str(images), **settings)
-    samples, embedder = open_samples(parsed), open_checkpoint(checkpoint, parsed)
-    device = torch.device("cpu")
+    samples, embedder = open_samples(parsed), open_checkpoint(checkpoint, parsed).to(device)
     plan = make_plan(embedder.description, str(checkpoint), "", samples, parsed, device)
     set_image_size(embedder, plan)
-    count, side, cache = plan.layout.n_clean, plan.views.image_size, None
-    decoded = {} if cached else {i: samples.decode(i) for i in range(count)}
+    numbers, side, cache = range(plan.layout.n_clean), plan.views.image_size, None
+    decoded = {} if cached else {i: samples.decode(i) for i in numbers}
     if cached:
         cache = ViewCache(CacheLimits(0, 2**30, 0), device, checkpoint.parent)
-        for i in range(count):
+        for i in numbers:
             cache.add(i, torch.zeros(plan.layout.n_views + 1, 3, side, side))
-    with fake_cuda() as mode:
-        for module in embedder.modules.values():
-            move(module)
-        model = EmbeddingModel(plan, embedder, CUDA)
-        source = ViewSource(plan, samples, CUDA, embedder.memory_format, cache=cache)
-        on_device = copy_to_device(list(decoded.values()), CUDA)
-        batch = source._assemble(0, count, count, dict(zip(decoded, on_device, strict=True)))
-        return model.forward(batch), mode.copies
+    source = ViewSource(plan, samples, device, embedder.memory_format, cache=cache)
+    return EmbeddingModel(plan, embedder, device), source, decoded
+
+
+def embed(model: EmbeddingModel, source: ViewSource, decoded: dict[int, Tensor]) -> Embedded:
+    """The embeddings of one batch, from decoded images to the model's outputs."""
+    on_device = copy_to_device(list(decoded.values()), model.device)
+    count = model.plan.layout.n_clean
+    batch = source._assemble(0, count, count, dict(zip(decoded, on_device, strict=True)))
+    return model.forward(batch)
 
 
 def move(module: torch.nn.Module) -> None:
