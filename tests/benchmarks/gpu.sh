@@ -23,7 +23,7 @@ mkdir -p "$folder"
 if compgen -G 'wheels/*.whl' > /dev/null && [ ! -d "$folder/site" ]; then
   for wheel in wheels/*.whl; do
     "$python" -m pip install -q --no-index --no-deps --target "$folder/site" "$wheel" ||
-      echo "$wheel is not installed"
+      echo "$wheel is not installed" >&2
   done
 fi
 export PYTHONPATH=$folder/site:$PWD${PYTHONPATH:+:$PYTHONPATH}
@@ -36,10 +36,10 @@ missing() { # MODULE...: those that cannot be imported
 }
 needed=$(missing torch torchvision timm h5py typer rich numpy PIL pydantic pydantic_core \
   annotated_types typing_inspection safetensors scipy sklearn psutil) || exit 1
-[ -z "$needed" ] || { echo "missing, and needed by every step: $needed"; exit 1; }
+[ -z "$needed" ] || { echo "missing, and needed by every step: $needed" >&2; exit 1; }
 wanted=" $(missing pytest hypothesis kornia) "
 [ "$wanted" = "  " ] || echo "missing:$wanted(without pytest no tests run, without hypothesis none" \
-  "of core, without kornia no comparison with it)"
+  "of core, without kornia no comparison with it)" >&2
 
 step() { # NAME SECONDS COMMAND...: runs a step that has not ended before, and records how it ended
   local name=$1 limit=$(($2 * ${SLOWER:-1}))
@@ -62,7 +62,7 @@ tests() { # NAME SECONDS OPTION...
   local needs=" pytest "
   [ "$1" = core ] && needs=" hypothesis "
   [[ "$wanted" = *" pytest "* || "$wanted" = *"$needs"* ]] && return
-  step "$1" "$2" "$python" -m pytest -q -p no:cacheprovider -p no:xdist "${@:3}"
+  step "$1" "$2" "$python" -m pytest -q -p no:cacheprovider -p no:xdist -W default "${@:3}"
 }
 
 tests tests 150 -m cuda tests/test_cuda.py tests/test_views.py tests/test_linear.py
@@ -70,7 +70,6 @@ tests core 90 tests/test_moments.py tests/test_spectra.py
 row solve 60
 row score 60
 row views 60
-row views-compiled 60
 for precision in float32 bfloat16; do
   for model in resnet50 vit_small_patch16_224 vit_base_patch16_224; do
     row "extract-$model-$precision" 60
@@ -78,6 +77,7 @@ for precision in float32 bfloat16; do
 done
 row jpeg 60
 row profile 60
+row views-compiled 60
 row judged 120
 for precision in float32 bfloat16; do
   for model in vit_large_patch16_224 vit_huge_patch14_224; do
