@@ -77,7 +77,7 @@ for precision in float32 bfloat16; do
 done
 row jpeg 60
 row profile 60
-row views-compiled 60
+row views-variants 60
 row judged 120
 for precision in float32 bfloat16; do
   for model in vit_large_patch16_224 vit_huge_patch14_224; do
