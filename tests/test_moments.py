@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import reference
 import torch
+from fake_cuda import fake_cuda
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lidar_cli.core.moments import Moments, RowMoments, SphereMoments, sphere_sums, unit_rows
 
@@ -204,24 +204,15 @@ def test_the_length_of_a_row_does_not_depend_on_its_neighbours():
     assert torch.equal(unit_rows(extreme)[:-1], unit_rows(rows))
 
 
-class Calls(TorchDispatchMode):
-    """The names of the operations that reach a device."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def test_rows_on_another_device_than_the_cpu_become_unit_rows_without_waiting_for_it():
-    """The meta device has no values: reading one back is an error there."""
-    with Calls() as calls:
-        unit_rows(torch.empty(5, 3, 8, dtype=torch.float64, device="meta"))
-    assert calls.names
-    assert not [name for name in calls.names if "local_scalar" in name]
+def test_moments_are_summed_on_a_gpu_without_waiting_for_it():
+    with fake_cuda() as mode:
+        moments = Moments(3, 4, "cuda")
+        for chunk in torch.empty(20, 3, 4).split(10):
+            moments.update(chunk)
+        both = moments.merge(moments)
+        assert (both.n, both.within.device.type) == (40, "cuda")
+        assert both.class_means.scatter.shape == (4, 4)
+    assert mode.copies == [10 * 3 * 4 * 4, 8] * 2  # a chunk, and the number of its samples
 
 
 def test_shapes_that_do_not_fit_are_refused():

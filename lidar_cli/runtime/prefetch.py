@@ -97,11 +97,11 @@ def copy_to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tens
     that are on the device already are returned as they are.
     """
     host = [tensor for tensor in tensors if tensor.device.type == "cpu"]
-    if device.type == "cpu" or not host:
-        return list(tensors)
-    packed = pack(host, page_locked=device.type == "cuda").to(device, non_blocking=True)
+    if device.type != "cuda" or not host:
+        return [tensor.to(device) for tensor in tensors]
+    packed = pack(host, page_locked=True).to(device, non_blocking=True)
     copies = iter(unpack(packed, [tensor.shape for tensor in host]))
-    return [next(copies) if one.device.type == "cpu" else one for one in tensors]
+    return [next(copies) if one.device.type == "cpu" else one.to(device) for one in tensors]
 
 
 def pack(tensors: Sequence[Tensor], page_locked: bool = False) -> Tensor:
