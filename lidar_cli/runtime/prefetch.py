@@ -108,7 +108,7 @@ def pack(tensors: Sequence[Tensor], page_locked: bool = False) -> Tensor:
     """The numbers of all tensors of one type, one tensor after the other."""
     count = sum(tensor.numel() for tensor in tensors)
     packed = torch.empty(count, dtype=tensors[0].dtype, pin_memory=page_locked)
-    torch.cat([tensor.reshape(-1) for tensor in tensors], out=packed)
+    torch.cat([tensor.detach().reshape(-1) for tensor in tensors], out=packed)
     return packed
 
 
