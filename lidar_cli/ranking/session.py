@@ -55,6 +55,7 @@ from lidar_cli.runtime.device import (
     check_free_memory,
     find_device,
     free_memory,
+    scoring_device,
 )
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, ranked_metrics
@@ -83,6 +84,7 @@ class Session:
         self.progress = progress
         self.by = find_order(settings.by)
         self.device = find_device(settings.device)
+        self.scoring_device = scoring_device(self.device)
         cleans = not settings.dry_run
         self.folder = CacheFolder(selection.cache_parent, settings.cache, cleans)
         self.groups = open_groups(settings)
@@ -475,7 +477,7 @@ class _Job:
             score = score_features(
                 file.path,
                 settings,
-                session.device,
+                session.scoring_device,
                 session.progress,
                 session.folder.path,
                 session.groups,
@@ -495,7 +497,7 @@ class _Job:
         score = score_layer(
             embeddings,
             session.settings,
-            session.device,
+            session.scoring_device,
             ranked_metrics(session.settings),
             session.progress,
             session.settings.confidence,
@@ -571,7 +573,7 @@ class _Job:
         if len(layers) < 2:
             return {}
         return depth_profiles(
-            self._rows, layers, session.settings, session.device, session.progress
+            self._rows, layers, session.settings, session.scoring_device, session.progress
         )
 
     def checkpoints(self) -> dict[str, Checkpoint]:
