@@ -328,7 +328,7 @@ def test_what_has_no_complete_group_refuses_it(
     (line,) = done.stderr.splitlines()
     assert ": it is formed from all checkpoints of a " in line
     assert " does not have; " in line
-    assert f": lidar rank ... --by {words[-1].split(',')[-1]}" in line
+    assert f":  lidar rank FOLDER --by {words[-1].split(',')[-1]}" in line
 
 
 @pytest.mark.parametrize(

@@ -446,7 +446,8 @@ def test_a_command_in_lines_is_the_same_command(width: int) -> None:
         (("rank", "x", "-q4", "--by", "rankme"), "lidar rank x --by rankme -q 9"),
         (("rank", "--n-views=4", "a b"), "lidar rank 'a b' -q 9"),
         (("rank", "--n-views", "4", "x"), "lidar rank x -q 9"),
-        (("rank", *map(str, range(100))), "lidar rank ... -q 9"),
+        (("rank", *"abcdefghij" * 9), f"lidar rank {' '.join('abcdefghij' * 9)} -q 9"),
+        (("rank", *map(str, range(999))), "lidar rank ... -q 9"),
     ],
 )
 def test_a_setting_is_replaced_in_the_command_that_was_typed(

@@ -233,5 +233,5 @@ def noise_warnings(groups: Iterable[Group], by: Metric) -> Iterator[str]:
             yield (
                 f"view noise is more than half of the LDA trace in {len(noisy)} of "
                 f"{len(group.rows)} checkpoints, and lidar counts it as rank; more views reduce it"
-                + ("" if score.view_counts else f": lidar rank ... -q {2 * score.n_views}")
+                + ("" if score.view_counts else f": -q {2 * score.n_views}")
             )
