@@ -87,24 +87,24 @@ def test_columns_and_all_choose_the_metrics(folder: Path) -> None:
     header = next(line for line in lines if line.startswith("#  checkpoint"))
     assert header.split()[-2:] == ["pillai", "rank"]  # stable_rank is broken into two lines
     off = lidar("rank", "runs", "--data", "images", "-n", N, *SMALL, "--all", cwd=folder)
-    assert set(off.stdout.splitlines()[1].split()) >= default_metrics() | {"#", "checkpoint"}
+    assert set(off.stdout.splitlines()[2].split()) >= default_metrics() | {"#", "checkpoint"}
     wrong = lidar("rank", "runs", "--columns", "pilai", cwd=folder)
     assert wrong.returncode == 2
     assert "no metric 'pilai'; did you mean pillai?" in wrong.stderr
 
 
-def test_off_a_terminal_the_verdict_goes_to_stderr(folder: Path) -> None:
+def test_off_a_terminal_the_verdict_is_the_first_line_of_stdout(folder: Path) -> None:
     words = ["rank", "runs", "--data", "images", "-n", N, *SMALL]
     wide, narrow = (
         run_command(words, folder, environment(COLUMNS=columns)) for columns in ("200", "40")
     )
     assert wide.stdout == narrow.stdout
     said = json.loads(lidar(*words, "--json", cwd=folder).stdout)["verdict"]
-    assert said in wide.stderr.splitlines()
-    assert said not in wide.stdout
+    assert wide.stdout.splitlines()[0] == said
+    assert said not in wide.stderr
     assert "next" not in wide.stderr
     assert wide.stderr.splitlines()[-1].endswith(" more remarks: --verbose")
-    assert wide.stdout.splitlines()[1].split()[:3] == ["#", "checkpoint", "lidar"]
+    assert wide.stdout.splitlines()[2].split()[:3] == ["#", "checkpoint", "lidar"]
     assert "first and 2 others: assumed " in wide.stderr
 
 

@@ -39,11 +39,15 @@ class GroupMetric(Metric):
     empty if all have.
     values: the metric of K checkpoints [..., K] from the values of P parts [..., P, K]. NaN is a
     null: of a part that cannot be computed, or in all parts, of a checkpoint that is left out.
+    of_ranks: whether it is a mean of ranks. Noise moves ranks towards their middle, in resamples as
+    in the value, so that it has ties but no interval: none covers the ranks without noise as often
+    as its level says (tests/benchmarks/rank_intervals.py).
     """
 
     of: tuple[str, ...]
     values: Callable[[Tensor], Tensor]
     layer: str = ""
+    of_ranks: bool = False
 
 
 def _no_value_alone(_: Any) -> float:
@@ -89,7 +93,14 @@ def agreement(of: Sequence[str]) -> GroupMetric:
         "count (1781)."
     )
     return GroupMetric(
-        "agreement", "group", "lower", definition, _no_value_alone, of=tuple(of), values=mean_ranks
+        "agreement",
+        "group",
+        "lower",
+        definition,
+        _no_value_alone,
+        of=tuple(of),
+        values=mean_ranks,
+        of_ranks=True,
     )
 
 
