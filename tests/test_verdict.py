@@ -15,8 +15,9 @@ from make import PROJECTED, checkpoint, environment, image_folder, lidar
 from terminal import in_terminal
 
 from lidar_cli.core.metrics import METRICS, default_metrics
+from lidar_cli.ranking.correlation import correlate
 from lidar_cli.ranking.joining import Joined, Member, join
-from lidar_cli.ranking.oracle import Oracle
+from lidar_cli.ranking.oracle import GroupComparison, Oracle
 from lidar_cli.ranking.order import Group, Row, comparable
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.dry_run import _joined
@@ -31,6 +32,7 @@ from lidar_cli.report.verdict import (
     comparison_command,
     scores_verdict,
     verdict,
+    with_one_command,
 )
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.intervals import Confidence, Interval
@@ -333,6 +335,23 @@ def test_the_sentence_says_what_the_choice_costs_in_accuracy() -> None:
     assert costs(b=0.61) == clear
 
 
+def test_labels_that_contradict_the_order_are_said_with_the_numbers() -> None:
+    """Spearman's correlation of 9, 8, 7 with 0.1, 0.3, 0.2 is 1 - 6 (4 + 1 + 1) / 24 = -0.5."""
+    ranking = ranked(*(scored(name, value) for name, value in (("a", 9.0), ("b", 8.0), ("c", 7.0))))
+    scores = [row.score for row in ranking.groups[0].rows]
+
+    def against(*shares: float) -> str:
+        by_path = dict(zip("abc", shares, strict=True))
+        compared = GroupComparison(correlate(scores, shares), None, ())
+        return verdict(ranking, Oracle("acc.csv", "", 0.95, by_path, (compared,), (), ()))
+
+    assert against(0.1, 0.3, 0.2).endswith(
+        " The labels contradict this order: the rank correlation of lidar with accuracy is -0.50 "
+        "over 3 checkpoints."
+    )
+    assert "contradict" not in against(0.3, 0.1, 0.2)  # +0.5
+
+
 def test_files_without_intervals_are_compared_as_far_as_they_can_be() -> None:
     scores = [
         replace(scored(name, value).score, confidence=None)
@@ -387,6 +406,34 @@ def test_noise_is_a_caution_unless_delta_or_a_constant_explains_it() -> None:
     common = {"n": 60, "q": 4, "d": 181}  # directions without noise, however small delta is
     few = replace(large, groups=tuple(replace(g, common=g.common | common) for g in large.groups))
     assert not any("delta" in one.text for one in said(few))
+
+
+def test_several_cautions_have_one_command() -> None:
+    """It gives what each of them advises, and of two numbers the larger."""
+    rows = [
+        scored(name, 9.0 - at / 10, noise_fraction=0.6, ridge_share=0.1)
+        for at, name in enumerate("ab")
+    ]
+    words = ("rank", "runs", "-n", "100")
+    ranking = ranked(*rows, images=1000, command=words)
+    noise, ties, delta = shown = said(ranking)
+    assert [one.command.split()[-2] for one in shown] == ["-q", "-n", "--delta"]
+    *lines, (label, both) = with_one_command([noise, delta], ranking)
+    assert lines == [("caution", Advice(noise.text)), ("caution", Advice(delta.text))]
+    assert (label, both.text) == ("both", "")
+    expected = "lidar rank runs -n 100 -q 18 --delta"
+    assert both.command.rpartition(" ")[0] == expected
+    (*_, (label, every)) = with_one_command(shown, ranking)
+    assert (label, every.command.split()[3:7]) == ("all 3", ["-q", "18", "-n", "400"])
+    larger = noise._replace(changes={"n_views": 30})
+    (*_, (_, most)) = with_one_command([larger, noise], ranking)
+    assert most.command.endswith("-q 30")
+    assert with_one_command([ties], ranking) == [("caution", ties)]
+    # A folder of 100 labelled images has no 400.
+    labelled = Advice("label", "lidar x", changes={"data": "LABELLED", "n_samples": 100})
+    assert with_one_command([labelled, ties], ranking) == [("caution", labelled), ("caution", ties)]
+    (*_, (_, more)) = with_one_command([labelled, noise], ranking)
+    assert more.command == "lidar rank runs --data LABELLED -n 100 -q 18"
 
 
 def test_one_checkpoint_has_its_cautions() -> None:
