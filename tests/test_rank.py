@@ -244,7 +244,9 @@ def test_the_best_path_alone(tmp_path: Path, rank: Shell) -> None:
     runs = three(tmp_path / "runs with spaces")
     ranking = ranked(rank(runs, "--json"))
     best = rank(runs, "--top", 1, "--quiet")
-    assert (best.returncode, best.stderr) == (0, "")
+    (trust,) = ranking["trust"]
+    doubt = "" if trust["believe"] else f"caution: {trust['sentence']} (lidar explain trust)\n"
+    assert (best.returncode, best.stderr) == (0, doubt)
     assert best.stdout == ranking["checkpoints"][0]["path"] + "\n"
     whole = rank(runs, "--quiet").stdout.splitlines()
     assert whole == [row["path"] for row in ranking["checkpoints"]]

@@ -110,6 +110,13 @@ def test_ids_of_a_file_and_ids_that_are_assumed(tmp_path: Path) -> None:
         ranked(runs, ids=tmp_path / "ids.txt", exclude=("model2.h5",))
 
 
+def test_a_probe_of_arrays_alone_is_refused_before_they_are_scored(tmp_path: Path) -> None:
+    for k in range(2):
+        save(tmp_path / f"{k}.npy", made(k))
+    with raises(InputError, code="no-labels"):
+        ranked(tmp_path, oracle="probe")
+
+
 class Notes(Progress):
     def __init__(self) -> None:
         self.texts: list[str] = []

@@ -203,7 +203,8 @@ def test_what_cannot_be_told_apart_is_called_a_tie(tmp_path: Path, rank: Shell) 
     assert "+-: the 95 % interval of lidar over samples, at this n and q" in done.stderr
     assert "tied: the 95 % interval of the difference, sample by sample, holds 0" in done.stderr
     assert "it covers the draw of images, not the training seed" in done.stderr
-    facts, header, *lines = done.stdout.splitlines()
+    answer, facts, header, *lines = done.stdout.splitlines()
+    assert " is first by lidar: " in answer
     assert facts.endswith("+- 95 %")
     assert "3 checkpoints, 1 tie, projector" in facts
     assert header.split()[3] == "tied_with"
@@ -321,8 +322,9 @@ def test_features_of_another_embedding_revision_are_another_group(
                 file.attrs["provenance"] = json.dumps(record)
         assert ranked(rank(runs, "--json"))["groups"] == groups
     table = rank(runs).stdout.splitlines()
-    assert table[1].endswith("embedding revision")
-    assert [line.split()[-1] for line in table[2:]] == ["7", "1"]
+    assert table[0].startswith("The checkpoints form two groups that cannot be compared: ")
+    assert table[2].endswith("embedding revision")
+    assert [line.split()[-1] for line in table[3:]] == ["7", "1"]
     done = rank(runs, "--quiet")
     assert done.returncode == 2
     assert "a and b are feature files, which stay as they are" in done.stderr

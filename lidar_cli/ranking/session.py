@@ -425,6 +425,7 @@ class _Job:
         session, scan = self._session, self._session.scan
         layer = session.choose_layer(scan.features_without_checkpoint, takes_several=True)
         self._note_options_of_arrays()
+        self._check_probed()
         if scan.checkpoints:
             if session.settings.oracle == PROBE:
                 session.check_labels()
@@ -437,6 +438,23 @@ class _Job:
             elif file.path not in self._used:
                 scan.skipped.append(Skipped(str(file.path), _reason_unused(file)))
         return Outcome.SCORED
+
+    def _check_probed(self) -> None:
+        """Raise InputError for `--oracle probe` if there are arrays alone, which have no labels."""
+        scan, arrays = (
+            self._session.scan,
+            [file for file in self._session.scan.features if file.is_array],
+        )
+        if self._session.settings.oracle != PROBE or not arrays:
+            return
+        if not scan.checkpoints and len(arrays) == len(scan.features):
+            more = f" and {len(arrays) - 1} more are arrays" if len(arrays) > 1 else " is an array"
+            raise InputError(
+                f"--oracle probe: {arrays[0].path}{more} without labels, and a probe trains on "
+                "labelled images of checkpoints or of feature files; give the accuracies in a CSV "
+                "file: --oracle FILE",
+                code="no-labels",
+            )
 
     def _note_options_of_arrays(self) -> None:
         """Note the files to which a given option does not apply, because it is for arrays."""
