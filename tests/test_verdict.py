@@ -145,8 +145,8 @@ def test_backbones_that_differ_too_cannot_be_joined(tmp_path: Path, folder: Path
     checkpoint(tmp_path / "runs/a.pt", 1)
     checkpoint(tmp_path / "runs/b.pt", 2, projected=PROJECTED + 2, widths=(4, 8, 12, 20))
     done = lidar("rank", "runs", "--data", folder / "images", "-n", 50, *SMALL, cwd=tmp_path)
-    assert "No option makes them equal: the backbones are 16 and 20 wide" in done.stderr
-    assert "--layer" not in done.stderr
+    assert "No option makes them equal: the backbones are 16 and 20 wide" in done.stdout
+    assert "--layer" not in done.stdout + done.stderr
 
 
 EIGHT = [  # views, statistics, layer, widths of backbone and projector; None: a feature file
@@ -198,7 +198,7 @@ def test_options_that_join_most_groups_are_named_and_do_join_them(
         checkpoint(tmp_path / f"runs/{seed}.pt", seed, projected=projected, widths=widths)
     words = ["rank", "runs", "--data", folder / "images", "-n", 50, *SMALL]
     done = lidar(*words, cwd=tmp_path)
-    said = " ".join(done.stderr.split())
+    said = " ".join(done.stdout.split())
     assert "No option makes the widths equal: the backbones are 16 and 20 wide" in said
     assert "One value of --layer leaves two groups, the fewest: lidar rank" in said
     fewest = lidar(*words, "--layer", "backbone", "--json", cwd=tmp_path)
