@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum, auto
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +60,7 @@ from lidar_cli.runtime.device import (
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, ranked_metrics
 from lidar_cli.scoring.run import open_array, open_groups, score_layer
-from lidar_cli.settings import EMBEDDED, RankSettings
+from lidar_cli.settings import EMBEDDED, ArraySettings, RankSettings, flags
 from lidar_cli.views.methods import find_recipe
 
 # Bytes of decoded images that stay in memory from one checkpoint to the next, if so much is free.
@@ -426,6 +426,8 @@ class _Job:
         """
         session, scan = self._session, self._session.scan
         layer = session.choose_layer(scan.features_without_checkpoint, takes_several=True)
+        self._note_options_of_arrays()
+        self._check_probed()
         if scan.checkpoints:
             if session.settings.oracle == PROBE:
                 session.check_labels()
@@ -438,6 +440,40 @@ class _Job:
             elif file.path not in self._used:
                 scan.skipped.append(Skipped(str(file.path), _reason_unused(file)))
         return Outcome.SCORED
+
+    def _check_probed(self) -> None:
+        """Raise InputError for `--oracle probe` if there are arrays alone, which have no labels."""
+        scan, arrays = (
+            self._session.scan,
+            [file for file in self._session.scan.features if file.is_array],
+        )
+        if self._session.settings.oracle != PROBE or not arrays:
+            return
+        if not scan.checkpoints and len(arrays) == len(scan.features):
+            more = f" and {len(arrays) - 1} more are arrays" if len(arrays) > 1 else " is an array"
+            raise InputError(
+                f"--oracle probe: {arrays[0].path}{more} without labels, and a probe trains on "
+                "labelled images of checkpoints or of feature files; give the accuracies in a CSV "
+                "file: --oracle FILE",
+                code="no-labels",
+            )
+
+    def _note_options_of_arrays(self) -> None:
+        """Note the files to which a given option does not apply, because it is for arrays."""
+        scan, settings = self._session.scan, self._session.settings
+        given = [
+            flags(option)[0]
+            for option in fields(ArraySettings)
+            if getattr(settings, option.name) != option.default
+        ]
+        features = [file.path for file in scan.features_without_checkpoint if not file.is_array]
+        others = [*(str(one.path) for one in scan.checkpoints.values()), *map(str, features)]
+        if given and others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            self._session.progress.note(
+                f"{', '.join(given)}: for arrays of other programs, which {others[0]}{more} "
+                f"{'are' if more else 'is'} not; the views of such a file stay as they are"
+            )
 
     def _score_checkpoints(self, scorer: Scorer, rank_info: RankInfo | None) -> Outcome:
         tasks = scorer.plans(self._session.scan.checkpoints.values())

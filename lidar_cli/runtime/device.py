@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from lidar_cli.errors import SettingsError, shortened
+from lidar_cli.errors import SettingsError, shortened, suggestion
 from lidar_cli.settings import DeviceSettings
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ def check_device_name(name: str) -> None:
     """Raise SettingsError for a name that is no device's, without looking for the device."""
     if not re.fullmatch(r"auto|(cpu|cuda)(:\d+)?", name):
         raise SettingsError(
-            f"--device {shortened(name)}: expected auto, cpu, cuda or cuda:N", code="no-such-device"
+            f"--device {shortened(name)}: expected auto, cpu, cuda or cuda:N"
+            f"{suggestion(name, 'auto', 'cpu', 'cuda')}",
+            code="no-such-device",
         )
 
 
