@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -19,21 +19,23 @@ from torch import Tensor
 T = TypeVar("T")
 R = TypeVar("R")
 
-HELD_NUMBERS = 2**21  # of the rows held for one product, 16 MB
+# Numbers in one piece: all elementwise work on a piece is done at once, in float64, and its rows
+# are multiplied with the next. On a CPU a piece fits into the cache, and is large enough that
+# threads compute more than they wait for each other; a GPU needs larger pieces to be busy.
+CPU_NUMBERS = 2**18
+GPU_NUMBERS = 2**21
+BLOCK_NUMBERS = 2**23  # of the views whose sums are joined at once
+HELD_NUMBERS = 2**21  # of the rows whose means and products are computed together, 16 MB
 LEAST_HELD_ROWS = 1024  # the fewest rows held, whatever d: a product of fewer is slow
 STRIPS = 4  # with more strips fewer entries are computed twice, but each product is slower
-LEAST_STRIP = 64
+LEAST_STRIP = 32
 # On a CPU a small scatter is the sum of several partial sums, each computed by one thread from its
-# share of the rows: torch's threads gain little within a product that small, and lose time when
-# another process occupies a core. The number of partial sums does not depend on the number of
-# threads, so the result is the same bit for bit.
+# share of the rows: torch's threads gain little within steps that small, and lose time when another
+# process occupies a core. The number of partial sums does not depend on the number of threads, so
+# the result is the same bit for bit.
 PARTIAL_SUMS = 8
 PARTIAL_NUMBERS = 2**18  # entries of the largest such scatter, 2 MB
 LEAST_PARTIAL_ROWS = 256
-# Numbers in one piece: all elementwise work on a piece is done at once, in float64. On a CPU a
-# piece fits into the cache of a core; a GPU needs larger pieces to be busy.
-CPU_NUMBERS = 2**17
-GPU_NUMBERS = 2**21
 SMALL_NUMBERS, SMALL_DIM = 2**20, 256  # of embeddings that one thread scores as fast as several
 
 
@@ -43,75 +45,117 @@ class Scatter:
     def __init__(self, dim: int, device: torch.device) -> None:
         count = PARTIAL_SUMS if device.type == "cpu" and dim**2 <= PARTIAL_NUMBERS else 1
         self._sums = torch.zeros(count, dim, dim, dtype=torch.float64, device=device)
-        self._held = self._sums.new_empty(0, dim)  # buffer of rows not multiplied yet
-        self._n_held = 0
+        self._held = [HeldRows(part) for part in self._sums]
 
     def add(self, rows: Tensor) -> None:
         """Add rows [c, d]."""
-        count = len(self._sums)
-        if count == 1:
-            add_products(self._sums[0], rows)
-            return
-        shares = torch.split(rows, max(LEAST_PARTIAL_ROWS, -(-len(rows) // count)))
-        map_parallel(lambda i: add_products(self._sums[i], shares[i]), range(len(shares)))
+        self._map_shares([rows], add_products)
+
+    def add_centred(self, blocks: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+        """Add the rows [c, d] of several blocks, each less the mean of its share of all rows.
+
+        Returns the number of rows and the mean [d] of each share.
+        """
+
+        def add(total: Tensor, rows: Tensor) -> tuple[int, Tensor]:
+            mean = rows.mean(dim=0)
+            add_products(total, rows - mean)
+            return len(rows), mean
+
+        return self._map_shares(blocks, add)
 
     def add_weighted(self, row: Tensor, weight: float) -> None:
         """Add weight row row^T of one row [d]."""
-        self._sums[0].addr_(row, row, alpha=weight)
+        self._held[0].room(1).copy_(row * weight**0.5)
 
     def add_scatter(self, scatter: Tensor) -> None:
         """Add another sum [d, d]."""
         self._sums[0].add_(scatter)
 
-    def transform_and_add(self, work: Callable[[Tensor], R], block: Tensor) -> list[R]:
-        """Change a block [c, q, d] in place, piece by piece, and add the rows that result.
+    def write_and_add(
+        self, work: Callable[[Tensor, Tensor], R], block: Tensor, rows: int
+    ) -> list[R]:
+        """Add the rows that `work` writes for a block [c, q, d], `rows` of them for each sample.
 
-        `work` receives a float64 copy of each piece [k, q, d] and changes it; the results that it
-        returns are returned in order. The rows are multiplied once many are held, or when the sum
-        is requested.
+        `work` receives a copy of each piece [k, q, d] in float64, which it may overwrite, and where
+        to write its rows, [k, rows, d]; its results are returned in the order of the pieces.
         """
-        room = self._room(block.shape[0] * block.shape[1]).view(block.shape)
-        numbers = block.shape[1] * block.shape[2]
-        return map_pieces(
-            lambda some: work(room[some].copy_(block[some])), len(block), numbers, room.device
-        )
+        _, q, d = block.shape
+        pieces = torch.split(block, max(1, piece_numbers(block.device) // max(1, q * d)))
+        count = len(self._held)
+
+        def share(i: int) -> list[R]:
+            held = self._held[i]
+            return [
+                work(held.copy(piece), held.room(len(piece) * rows).view(len(piece), rows, d))
+                for piece in pieces[i::count]
+            ]
+
+        shares = map_parallel(share, range(min(count, len(pieces))))
+        return [shares[i % count][i // count] for i in range(len(pieces))]
+
+    def _map_shares(self, blocks: Sequence[Tensor], work: Callable[[Tensor, Tensor], R]) -> list[R]:
+        """The results of `work` for each partial sum and its share of the rows of all blocks."""
+        count, rows = len(self._sums), sum(map(len, blocks))
+        size = max(1, rows if count == 1 else max(LEAST_PARTIAL_ROWS, -(-rows // count)))
+        pieces = [piece for block in blocks for piece in torch.split(block, size) if len(piece)]
+
+        def of_share(i: int) -> R:
+            share = pieces[i::count]
+            return work(self._sums[i], share[0] if len(share) == 1 else torch.cat(share))
+
+        return map_parallel(of_share, range(min(count, len(pieces))))
 
     def sum(self) -> Tensor:
         """The sum itself, [d, d]."""
-        self._multiply()
+        map_parallel(HeldRows.multiply, self._held)
         for partial in self._sums[1:]:
             self._sums[0].add_(partial)
             partial.zero_()
         return mirrored(self._sums[0])
 
-    def _room(self, rows: int) -> Tensor:
-        """The part [rows, d] of the buffer for the next rows."""
-        if self._n_held + rows > len(self._held):
-            self._multiply()
-            dim = self._held.shape[1]
-            if rows > len(self._held):
-                self._held = self._held.new_empty(max(rows, held_rows(dim)), dim)
-        self._n_held += rows
-        return self._held[self._n_held - rows : self._n_held]
 
-    def _multiply(self) -> None:
-        self.add(self._held[: self._n_held])
-        self._n_held = 0
+class HeldRows:
+    """Rows [d] that are held until they are many, then multiplied and added to a sum [d, d]."""
+
+    def __init__(self, total: Tensor) -> None:
+        self._total = total
+        self._rows = total.new_empty(0, len(total))
+        self._count = 0
+        self._copy = total.new_empty(0)
+
+    def room(self, count: int) -> Tensor:
+        """Where to write the next rows [count, d], before `room` or `multiply` is called again."""
+        if self._count + count > len(self._rows):
+            self.multiply()
+            if count > len(self._rows):
+                dim = len(self._total)
+                most = max(LEAST_HELD_ROWS, piece_numbers(self._total.device) // max(1, dim))
+                self._rows = self._total.new_empty(max(count, most), dim)
+        self._count += count
+        return self._rows[self._count - count : self._count]
+
+    def copy(self, piece: Tensor) -> Tensor:
+        """A copy in float64, in memory that the next copy overwrites."""
+        if piece.numel() > len(self._copy):
+            self._copy = self._copy.new_empty(piece.numel())
+        return self._copy[: piece.numel()].view(piece.shape).copy_(piece)
+
+    def multiply(self) -> None:
+        """Add the rows to the sum."""
+        if self._count:
+            add_products(self._total, self._rows[: self._count])
+            self._count = 0
 
 
 def held_rows(dim: int) -> int:
-    """The number of rows [d] that are multiplied at once."""
-    return max(LEAST_HELD_ROWS, HELD_NUMBERS // dim)
+    """The number of rows [d] whose means and products are computed together."""
+    return max(LEAST_HELD_ROWS, HELD_NUMBERS // max(1, dim))
 
 
-def centred(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean [d] of rows [c, d] in float64, and the rows less it."""
-    shape = (len(rows), rows.shape[1], rows.device)
-    residuals = torch.empty_like(rows)
-    sums = map_pieces(lambda some: rows[some].sum(dim=0), *shape)
-    mean = torch.stack(sums).sum(dim=0) / len(rows)
-    map_pieces(lambda some: torch.sub(rows[some], mean, out=residuals[some]), *shape)
-    return mean, residuals
+def piece_numbers(device: torch.device) -> int:
+    """The most numbers in one piece."""
+    return CPU_NUMBERS if device.type == "cpu" else GPU_NUMBERS
 
 
 def add_products(scatter: Tensor, rows: Tensor) -> None:
@@ -143,10 +187,9 @@ def map_pieces(
     numbers: in one sample; determines how many samples a slice has.
     On a CPU several threads work on one slice each; the slices do not depend on how many threads.
     """
-    on_cpu = device.type == "cpu"
-    most = max(1, (CPU_NUMBERS if on_cpu else GPU_NUMBERS) // max(1, numbers))
+    most = max(1, piece_numbers(device) // max(1, numbers))
     pieces = [slice(start, min(start + most, count)) for start in range(0, count, most)]
-    return map_parallel(work, pieces) if on_cpu else [work(piece) for piece in pieces]
+    return map_parallel(work, pieces) if device.type == "cpu" else [work(piece) for piece in pieces]
 
 
 def map_parallel(work: Callable[[T], R], portions: Iterable[T]) -> list[R]:
@@ -154,8 +197,9 @@ def map_parallel(work: Callable[[T], R], portions: Iterable[T]) -> list[R]:
 
     Raises the first error that `work` raises.
     """
+    portions = list(portions)
     threads = torch.get_num_threads()
-    if threads == 1:
+    if threads == 1 or len(portions) == 1:
         return [work(portion) for portion in portions]
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 

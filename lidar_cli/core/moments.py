@@ -24,13 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lidar_cli.core.accumulate import (
-    BLOCK_NUMBERS,
-    LEAST_HELD_ROWS,
-    Scatter,
-    centred,
-    map_pieces,
-)
+from lidar_cli.core.accumulate import BLOCK_NUMBERS, Scatter, held_rows, map_pieces
+from lidar_cli.runtime.prefetch import copy_to_device
 
 Device = torch.device | str
 # q, the same for every sample, or how many samples have each number of views, {q: samples}.
@@ -81,14 +76,15 @@ class RowMoments:
 
     def update(self, rows: Tensor) -> None:
         """Add rows [c, d] of any float type."""
-        for block in torch.split(rows.to(self.device), max(1, BLOCK_NUMBERS // max(1, self.dim))):
-            self.append(block.to(torch.float64, copy=True))
+        for block in torch.split(rows, held_rows(self.dim)):
+            (copied,) = copy_to_device([block], self.device)
+            self.append(in_float64(copied))
 
     def append(self, rows: Tensor) -> None:
         """Add rows [c, d] in float64 on the device, without a copy of them."""
         self._blocks.append(rows)
         self.n += len(rows)
-        most = self.dim if self._scatter is None else LEAST_HELD_ROWS
+        most = self.dim if self._scatter is None else held_rows(self.dim)
         if self.n - self._n_folded > most:
             self._fold()
 
@@ -145,11 +141,9 @@ class RowMoments:
         """Fold the stored rows into mean and scatter; returns the scatter of all rows."""
         if self._scatter is None:
             self._scatter = Scatter(self.dim, self.device)
-        rows, self._blocks = self._rows(), []
-        if len(rows):
-            mean, residuals = centred(rows)
-            self._scatter.add(residuals)
-            self._shift(len(rows), mean)
+        blocks, self._blocks = self._blocks, []
+        for n, mean in self._scatter.add_centred(blocks):
+            self._shift(n, mean)
         return self._scatter
 
     def _shift(self, n: int, mean: Tensor) -> None:
@@ -319,9 +313,9 @@ class Moments:
             )
         self.note_type(chunk.dtype)
         most = max(1, BLOCK_NUMBERS // max(1, q * self.dim))
-        for block in torch.split(chunk.to(self.device), most):
+        for block in torch.split(chunk, most):
             if len(block):
-                self._add(block)
+                self._add(*copy_to_device([block], self.device))
 
     def note_type(self, dtype: torch.dtype) -> None:
         """Record in which type numbers are stored, before a caller converts them."""
@@ -334,10 +328,10 @@ class Moments:
         sphere: list[SphereSums] = []
         if self._wants_scatters:
             pieces = self._within.write_and_add(self._reflect, block, q - 1)
-            means = torch.cat([piece.means for piece in pieces])
-            self.class_means.append(means)
-            if self.n_views is None:
-                self.weighted_means.append(q**0.5 * means)
+            for piece in pieces:
+                self.class_means.append(piece.means)
+                if self.n_views is None:
+                    self.weighted_means.append(q**0.5 * piece.means)
             energies = torch.cat([piece.lengths for piece in pieces]).square_()[:, None]
             self.energies.setdefault(q, RowMoments(1, self.device)).append(energies)
             sphere = [piece.sphere for piece in pieces if piece.sphere is not None]
@@ -355,9 +349,11 @@ class Moments:
     def _reflect(self, views: Tensor, rows: Tensor) -> _Piece:
         """Write q - 1 rows a sample whose scatter is that of its q views; returns the sums.
 
-        views: [c, q, d]. rows: [c, q - 1, d], written. A Householder reflection across the views
-        changes no scatter. The one of 1 / sqrt(q) + e_q makes of views x_j = z_j - z_q, whose last
-        is 0, one row that is -sqrt(q) mean(x), which is left out, and the q - 1 rows
+        views: [c, q, d], overwritten. rows: [c, q - 1, d], written.
+
+        A Householder reflection across the views changes no scatter. Of views x_j = z_j - z_q, the
+        last of which is 0, the reflection of 1 / sqrt(q) + e_q makes a row -sqrt(q) mean(x), which
+        is left out, and the q - 1 rows
 
             y_j = x_j - mean(x) sqrt(q) / (1 + sqrt(q)),     sum_j y_j y_j^T = sum_j r_j r_j^T
 
@@ -365,13 +361,12 @@ class Moments:
         compared with the spread loses no digits.
         """
         q = views.shape[1]
-        numbers = views.to(torch.float64, copy=True)
-        last = numbers[:, -1].clone()
-        torch.sub(numbers[:, :-1], last[:, None], out=rows)
+        last = views[:, -1].clone()
+        torch.sub(views[:, :-1], last[:, None], out=rows)
         offsets = rows.sum(dim=1).div_(q)
         rows.sub_(offsets[:, None] * (q**0.5 / (1 + q**0.5)))
         lengths = torch.linalg.vector_norm(rows.flatten(1), dim=1)
-        sphere = sphere_sums(numbers) if self._wants_sphere else None
+        sphere = sphere_sums(views) if self._wants_sphere else None
         return _Piece(offsets.add_(last), lengths, sphere)
 
     def merge(self, other: Moments) -> Moments:
@@ -414,18 +409,25 @@ class _Piece(NamedTuple):
     sphere: SphereSums | None
 
 
+def in_float64(rows: Tensor) -> Tensor:
+    """A copy of rows [c, d] of any float type."""
+    copy = torch.empty(rows.shape, dtype=torch.float64, device=rows.device)
+    map_pieces(lambda some: copy[some].copy_(rows[some]), len(rows), rows.shape[1], rows.device)
+    return copy
+
+
 def unit_rows(rows: Tensor, out: Tensor | None = None) -> Tensor:
     """Rows [..., d] divided by their length; a zero row remains 0.
 
-    out: where to write them; may be `rows`. A row whose squares could overflow or underflow is divided by its largest entry first.
+    out: where to write them, which may be `rows`.
+    A row whose squares could overflow or underflow is divided by its largest entry first.
     """
     numbers = torch.finfo(rows.dtype)
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     least, most = numbers.tiny**0.5 / numbers.eps, numbers.max**0.5
     ordinary = (length > least) & (length < most)
-    if rows.device.type == "cpu" and bool(
-        ordinary.all()
-    ):  # on a GPU this would wait for all queued work
+    # On a GPU the question would wait for all queued work.
+    if rows.device.type == "cpu" and bool(ordinary.all()):
         return torch.mul(rows, length.reciprocal_(), out=out)
     largest = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True)
     unit = torch.div(rows, largest.clamp_min(numbers.tiny).where(~ordinary, 1.0), out=out)
@@ -469,7 +471,8 @@ class SphereMoments:
 
     def add(self, views: int, pieces: Sequence[SphereSums]) -> None:
         """Add the sums of several pieces, whose samples have `views` views each."""
-        counts = self.mean.new_tensor([[piece.samples] for piece in pieces])
+        sizes = torch.tensor([[piece.samples] for piece in pieces], dtype=torch.float64)
+        (counts,) = copy_to_device([sizes], self.mean.device)
         means = torch.stack([piece.mean for piece in pieces])
         between = torch.stack([piece.between for piece in pieces])
         spread = torch.stack([piece.within for piece in pieces]).sum(dim=0)

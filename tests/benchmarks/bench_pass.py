@@ -6,7 +6,8 @@ import torch
 from harness import Goal, Line, alternate, median, ratio, write_embeddings
 
 from lidar_cli.configuration import parse_size
-from lidar_cli.core.accumulate import HELD_NUMBERS, LEAST_HELD_ROWS, Scatter
+from lidar_cli.core import accumulate
+from lidar_cli.core.accumulate import held_rows
 from lidar_cli.core.metrics import parse_metrics
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import open_embeddings, score_layer
@@ -65,7 +66,7 @@ def measure(path, d, device, repeats):
     settings = ScoreSettings(device=str(device))
     (embeddings,) = open_embeddings(path, settings)
     n = embeddings.shape[0]
-    rows = torch.randn(max(LEAST_HELD_ROWS, HELD_NUMBERS // d), d, dtype=torch.float64).to(device)
+    rows = torch.randn(held_rows(d), d, dtype=torch.float64).to(device)
     scatter = torch.zeros(d, d, dtype=torch.float64, device=device)
 
     def moments():
@@ -74,7 +75,7 @@ def measure(path, d, device, repeats):
         )
 
     def without_products():
-        with mock.patch.object(Scatter, "add"):
+        with mock.patch.object(accumulate, "add_products"):
             moments()
 
     def read():
