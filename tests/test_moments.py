@@ -1,4 +1,6 @@
+import itertools
 import os
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -222,3 +224,28 @@ def test_shapes_that_do_not_fit_are_refused():
         Moments(2, 4).update(torch.zeros(5, 3, 4))
     with pytest.raises(ValueError, match=r"moments of q, d = 3, 4 into those of q, d = 2, 4"):
         Moments(2, 4).merge(Moments(3, 4))
+
+
+@pytest.mark.parametrize("q", [2, 3, 10])
+@pytest.mark.parametrize(
+    ("mean", "between"), [(0.0, 1.0), (1e8, 1.0), (0.0, 1e5), (1e8, 1e5)], ids=str
+)
+def test_within_loses_no_digits_to_large_means(q, mean, between):
+    """Against exact arithmetic; the covariance within samples has a condition of 1e8."""
+    n, d = 7, 3
+    generator = torch.Generator().manual_seed(q)
+    spread = torch.tensor([1.0, 1e-2, 1e-4], dtype=torch.float64)
+    centres = mean + between * torch.randn(n, 1, d, generator=generator, dtype=torch.float64)
+    z = centres + spread * torch.randn(n, q, d, generator=generator, dtype=torch.float64)
+    expected = torch.zeros(d, d, dtype=torch.float64)
+    samples = [[[Fraction(x) for x in view] for view in sample] for sample in z.tolist()]
+    for a, b in itertools.product(range(d), repeat=2):
+        exact = sum(
+            sum(view[a] * view[b] for view in sample)
+            - sum(view[a] for view in sample) * sum(view[b] for view in sample) / q
+            for sample in samples
+        )
+        expected[a, b] = float(exact)
+    scale = expected.diagonal().sqrt()
+    error = (Moments.of(z).within - expected).abs() / torch.outer(scale, scale)
+    assert error.max() < 1e-14
