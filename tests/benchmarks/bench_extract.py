@@ -1,5 +1,7 @@
 """What `extract` costs beside its own model, and beside the loop that a user would write."""
 
+import math
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from lidar_cli.extraction.engine import (
     forward_precision,
 )
 from lidar_cli.extraction.plan import make_plan
-from lidar_cli.extraction.run import run
+from lidar_cli.extraction.run import compile_backbone, run
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings
 
@@ -33,6 +35,8 @@ ARCHITECTURES = {
 SAMPLES = {"cpu": N, "cuda": 1000}
 REPEATS = 3
 PROCESS_REPEATS = 2
+COMPILED = ("resnet18", "vit_small_patch16_224")
+BATCH = 16  # images
 LOOP = Path(__file__).parent / "plain_loop.py"
 
 
@@ -123,3 +127,50 @@ def bench_extract_process(device, folder):
         "s",
         Goal(ratio(seconds["loop"], seconds["lidar"]), "times faster"),
     )
+
+
+def bench_compile(device, folder):
+    """A compiled backbone against the same uncompiled, and after how many images it pays."""
+    for arch in COMPILED:
+        checkpoint = model_file(folder, arch)
+        plain, compiled = (open_checkpoint(checkpoint, arch=arch).to(device) for _ in range(2))
+        images = torch.randn(BATCH, 3, SIZE, SIZE).to(device, memory_format=plain.memory_format)
+        for one in (plain, compiled):
+            one.set_image_size(SIZE)
+        begun = processor_seconds()
+        compile_backbone(compiled, torch.device(device))
+        forward(compiled, images)
+        first, seconds = processor_seconds() - begun, {"compiled": [], "plain": []}
+        for _ in range(REPEATS):
+            for name, one in (("compiled", compiled), ("plain", plain)):
+                begun = processor_seconds()
+                forward(one, images)
+                seconds[name].append((processor_seconds() - begun) / BATCH)
+        ours, theirs = (median(seconds[name]) for name in ("compiled", "plain"))
+        gain = theirs - ours
+        pays = f"after {math.ceil(first / gain):,} images" if gain > 0 else "never"
+        yield Line(
+            "compile",
+            f"{arch}, {SIZE} px, {BATCH} images at a time, processor time an image",
+            "the same, not compiled",
+            "float32",
+            REPEATS,
+            1e3 * ours,
+            1e3 * theirs,
+            "ms",
+            Goal(ratio(seconds["compiled"], seconds["plain"]), "times the time"),
+            f"compiling takes {first:.0f} s of processor time: it pays {pays}",
+        )
+
+
+def forward(embedder, images):
+    with forward_precision("float32", images.device):
+        embedder.embed(images, ["backbone"])
+    if images.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def processor_seconds():
+    """Of this process and of its children that have ended, such as compilers."""
+    parts = (resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(part.ru_utime + part.ru_stime for part in parts)
