@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import harness
-from bench_extract import bench_compile, bench_extract, bench_extract_process
+from bench_extract import bench_extract, bench_extract_process, bench_forward
 from bench_lidar import bench_lidar, bench_reptrix
 from bench_pass import bench_named, bench_pass
 from bench_probe import bench_probe
@@ -30,7 +30,7 @@ ROWS = {
     "views": bench_views,
     "extract": bench_extract,
     "extract-process": bench_extract_process,
-    "compile": bench_compile,
+    "forward": bench_forward,
     "rank": bench_rank,
     "precision": bench_precision,
     "start": bench_start,
