@@ -148,7 +148,8 @@ def test_rank_says_once_that_the_cpu_lacks_a_precision(tmp_path: Path, precision
         def note(self, text: str) -> None:
             notes.append(text)
 
-    settings = RankSettings(n_samples=8, n_views=2, device="cpu", precision=precision)
+    given: dict[str, Any] = {"n_samples": 8, "n_views": 2, "device": "cpu", "precision": precision}
+    settings = RankSettings(**given)
     rank_directory(tmp_path / "runs", settings, Notes())
     about = [text for text in notes if text.startswith(f"--precision {precision}")]
     assert len(about) == notes_about_precision(precision)

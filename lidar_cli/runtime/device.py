@@ -72,10 +72,9 @@ def cpu_multiplies_in(precision: str) -> bool:
 
     if precision == "float32":
         return True
-    if not torch.backends.mkldnn.is_available():
-        return False
     short = {"bfloat16": "bf16", "float16": "fp16"}[precision]
-    return bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{short}_supported")())
+    supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{short}_supported", None)
+    return supported is not None and bool(supported())  # None in a torch without oneDNN
 
 
 MEMORY_SHARE = 0.25  # largest fraction of the free memory for one buffer
