@@ -136,7 +136,9 @@ def notes_about_precision(precision: str) -> int:
     return 0 if precision == "float32" or wide <= flags or narrow <= flags else 1
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the flags of x86")
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="reads the flags of x86"
+)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_rank_says_once_that_the_cpu_lacks_a_precision(tmp_path: Path, precision: str) -> None:
     for seed in range(2):
