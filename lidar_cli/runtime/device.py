@@ -89,6 +89,20 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
+def cpu_multiplies_in(precision: str) -> bool:
+    """Whether oneDNN multiplies matrices of this precision on this CPU.
+
+    Where it does not, torch converts every number, which takes longer than float32.
+    """
+    import torch
+
+    if precision == "float32":
+        return True
+    short = {"bfloat16": "bf16", "float16": "fp16"}[precision]
+    supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{short}_supported", None)
+    return supported is not None and bool(supported())  # None in a torch without oneDNN
+
+
 MEMORY_SHARE = 0.25  # largest fraction of the free memory for one buffer
 CGROUPS = Path("/sys/fs/cgroup")
 
