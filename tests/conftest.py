@@ -1,4 +1,9 @@
 import os
+import sys
+
+# Where bytecode may not be written, every process that a test starts compiles the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Before torch, and for the processes that tests start: threads of one small operation wait for one
 # another, which takes many times the work where something else has the second core.
