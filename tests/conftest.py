@@ -1,9 +1,8 @@
 import os
 import sys
 
-# Where bytecode may not be written, every process that a test starts compiles the package anew.
+# Without bytecode every process that a test starts compiles the package anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 # Before torch, and for the processes that tests start: threads of one small operation wait for one
 # another, which takes many times the work where something else has the second core.
@@ -12,6 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+sys.dont_write_bytecode = False
 
 # Derandomised, so that a failure is the same one on every machine; torch's first call is slow.
 settings.register_profile(
