@@ -17,7 +17,7 @@ from make import environment
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/stat").exists(), reason="this system has no /proc"
 )
-PATIENCE = 60.0  # seconds, for a machine under load
+PATIENCE = 120.0  # seconds, for a machine under load
 
 SIDE_BY_SIDE = """
 import sys, time
