@@ -10,7 +10,6 @@ parsed where they are used.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import tomllib
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from lidar_cli.errors import SettingsError, first_line, nearest, shortened
+from lidar_cli.errors import SettingsError, first_line, nearest, shortened, suggestion
 from lidar_cli.settings import COMMANDS, EMBEDDED, EMBEDDED_DEFAULTS, FACTORY_NAME, DefaultCount
 
 CONFIG_NAME = "lidar.toml"
@@ -256,8 +255,7 @@ def _hint(name: str, value: Any, error: Any) -> str:
     """The value that was probably meant."""
     if error["type"] == "literal_error":
         names = re.findall(r"'(.*?)'", error["ctx"]["expected"])
-        close = difflib.get_close_matches(str(value), names, n=1)
-        return f"; did you mean {close[0]}?" if close else ""
+        return suggestion(str(value), *names)
     if error["type"] == "less_than" and name == "confidence" and float(value) <= 100:
         return f", such as {float(value) / 100:g}"
     return ""

@@ -158,6 +158,13 @@ def shortened(text: str) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
+def suggestion(word: str, *names: str) -> str:
+    """`; did you mean X?` for a mistyped word that is close to one of the names, else empty."""
+    lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), lower, n=1)
+    return f"; did you mean {lower[close[0]]}?" if close else ""
+
+
 def nearest(word: str, names: list[str]) -> str:
     """A phrase for a message: the name closest to a mistyped word, or else all names."""
     lower = {name.lower(): name for name in names}

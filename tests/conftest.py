@@ -10,19 +10,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
 sys.dont_write_bytecode = False
 
-# Derandomised, so that a failure is the same one on every machine; torch's first call is slow.
-settings.register_profile(
-    "lidar",
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("lidar")
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # the tests marked cuda do not need it
+    pass
+else:
+    # Derandomised, so that a failure is the same one on every machine; torch's first call is slow.
+    settings.register_profile(
+        "lidar",
+        max_examples=40,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+    settings.load_profile("lidar")
 
 
 @pytest.fixture(autouse=True)

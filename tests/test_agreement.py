@@ -227,6 +227,19 @@ def test_how_stable_the_first_is_is_printed() -> None:
     assert text == "leaving out any one of the other 2 keeps the first by agreement"
 
 
+def test_a_missing_part_of_the_second_opinion_is_said_below_the_table() -> None:
+    rows = of_three([4.0, 3.0, 2.0], [4.0, 3.0, 2.0], [0.4, 0.3, None])
+    rows["lidar_corrected"][1] = rows["stability"][1] = None
+    ranking = ranking_of(scores(**rows))
+    texts = list(main_remarks(ranking.groups[0], ranking))
+    assert texts[0].startswith("1: no agreement: it is formed from ")
+    assert "no lidar_corrected, stability" in texts[0]
+    assert texts[1] == "2: agreement is of stable_rank and lidar_corrected alone: no stability"
+    none = ranking_of(scores(lidar=[2.0, 1.0], stable_rank=[1.0, 2.0]))
+    (text,) = main_remarks(none.groups[0], none)
+    assert text.startswith("all: no agreement: ")
+
+
 def test_a_part_that_is_not_resampled_is_named() -> None:
     parts = drawn([3.0, 2.9], 5.0, 50, 1, "stable_rank")
     members = with_influences(**parts, lidar_corrected=([1.0, 2.0], []))
@@ -278,7 +291,7 @@ def test_rank_orders_by_it_with_ties_of_the_stored_influences(lidar: Callable[..
         better = [sum(v > column[row["path"]] for v in column.values()) for column in columns]
         assert row["value"] == row["metrics"]["agreement"]
         assert row["value"] == pytest.approx(1 + sum(better) / len(better))
-        assert row["ci_low"] <= row["value"] <= row["ci_high"]
+        assert row["ci_low"] is row["ci_high"] is None  # it is of ranks
     assert [row["value"] for row in rows] == sorted(row["value"] for row in rows)
     (record,) = document["group_metrics"]
     assert (record["of"], record["checkpoints"]) == (list(AGREEMENT_OF), 3)
@@ -288,13 +301,13 @@ def test_rank_orders_by_it_with_ties_of_the_stored_influences(lidar: Callable[..
     paths = [row["path"] for row in rows]
     assert lidar(*words, "--quiet", "--top", 2).stdout.split() == paths[:2]
     table = lidar(*words)
-    assert table.stdout.splitlines()[1].split()[:3] == ["#", "checkpoint", "agreement"]
+    assert table.stdout.splitlines()[2].split()[:3] == ["#", "checkpoint", "agreement"]
     assert "leaving out any one of the other 2 keeps the first by agreement" in table.stderr
     markdown = lidar(*words, "--markdown").stdout
     for row in rows:
-        assert "{value:.1f} ({ci_low:.1f} .. {ci_high:.1f})".format(**row) in markdown
+        assert f"| {row['value']:.1f} |" in markdown
     default = lidar("rank", "runs", "--device", "cpu")
-    assert default.stdout.splitlines()[1].split()[-1] == "agreement"
+    assert default.stdout.splitlines()[2].split()[-1] == "agreement"
 
 
 def test_the_page_and_an_oracle_have_it(folder: Path, lidar: Callable[..., Any]) -> None:
@@ -328,7 +341,7 @@ def test_what_has_no_complete_group_refuses_it(
     (line,) = done.stderr.splitlines()
     assert ": it is formed from all checkpoints of a " in line
     assert " does not have; " in line
-    assert f": lidar rank ... --by {words[-1].split(',')[-1]}" in line
+    assert f":  lidar rank FOLDER --by {words[-1].split(',')[-1]}" in line
 
 
 @pytest.mark.parametrize(

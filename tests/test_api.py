@@ -209,7 +209,7 @@ def test_what_is_no_embedding_is_an_input_error(sources, code):
 def test_the_command_alone_watches(arrays):
     with raises(SettingsError, "shell-only") as raised:
         lidar_cli.rank(arrays, watch=True)
-    assert "lidar rank ... --watch" in str(raised.value)
+    assert "lidar rank FOLDER --watch" in str(raised.value)
 
 
 def test_neither_environment_nor_file_changes_a_result(arrays, tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def test_the_benchmarks_start_from_anywhere(tmp_path: Path) -> None:
 def test_the_gpu_script_writes_as_it_goes_and_resumes(tmp_path: Path) -> None:
     """On a CPU, at tiny sizes; a step that failed is not run again either, since time is short."""
     script, python = str(ROOT / "tests" / "benchmarks" / "gpu.sh"), sys.executable
-    env = {**environment(), "DEVICE": "cpu", "SIZE": "tiny", "PYTHON": python}
+    env = {**environment(), "DEVICE": "cpu", "SIZE": "tiny", "SLOWER": "5", "PYTHON": python}
     command = ["bash", script, str(tmp_path / "results"), "solve"]
     first = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert "== solve" in first.stdout
@@ -121,6 +121,21 @@ def test_the_gpu_script_writes_as_it_goes_and_resumes(tmp_path: Path) -> None:
     assert len(table.read_text().splitlines()) == 1 + 3  # two widths on the device, one on the CPU
     again = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert again.stdout == ""
+
+
+def test_the_gpu_script_names_what_is_missing(tmp_path: Path) -> None:
+    """By an interpreter that has the standard library alone."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    script = str(ROOT / "tests" / "benchmarks" / "gpu.sh")
+    env = {**environment(), "PYTHON": str(python)}
+    ended = subprocess.run(
+        ["bash", script, str(tmp_path / "results")], env=env, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = ended.stderr.splitlines()
+    assert {"torch", "pydantic", "psutil"} <= set(line.split())
 
 
 def test_the_checks_and_the_hooks_run_the_same_tools() -> None:

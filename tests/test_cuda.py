@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_cuda import embed, one_batch
 from make import checkpoint, image_folder
 
 from lidar_cli.core.metrics import METRICS
@@ -115,6 +116,25 @@ def test_reduced_precision_embeds_alike(tmp_path: Path, files: tuple[Path, Path]
     largest = float(rows["float32"].abs().max())
     gap = float((rows["bfloat16"] - rows["float32"]).abs().max())
     assert 0 < gap < 0.1 * largest
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_nothing_in_the_loop_waits_for_the_device(files: tuple[Path, Path], cached: bool) -> None:
+    """As on a fake one in test_forward.py."""
+    runs, images = files
+    parts = one_batch(
+        *(runs / "0.pt", images, torch.device(DEVICE), cached),
+        **{"n_samples": IMAGES, "n_views": VIEWS, "views": "simclr", "image_size": 24},
+    )
+    embed(*parts)
+    if DEVICE == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        views, _ = embed(*parts)
+    finally:
+        if DEVICE == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert views["projector"].device.type == torch.device(DEVICE).type
 
 
 @pytest.mark.parametrize("store", [True, False])

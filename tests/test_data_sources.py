@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import pickle
+import shlex
 import sys
 import tarfile
 from pathlib import Path
@@ -389,8 +391,15 @@ def test_a_torchvision_set_that_is_not_there(tmp_path: Path) -> None:
     assert refused("torch/cifar10") == (
         "--data torch/cifar10: needs --data-dir, the folder where torchvision keeps it"
     )
-    text = refused("torch/cifar10", data_dir=tmp_path)
-    assert text.startswith(f"--data torch/cifar10 in {tmp_path}: cannot be loaded: ")
+    for name, split in (("CIFAR10", "train=True"), ("SVHN", "split='train'"), ("EuroSAT", "")):
+        text = refused(f"torch/{name}", data_dir=tmp_path)
+        said, _, command = text.partition(":  python -c ")
+        assert said.startswith(f"--data torch/{name}: {tmp_path} does not hold {name}, or not all")
+        (code,) = shlex.split(command)  # what downloads it is a program that parses
+        (call,) = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+        words = [ast.unparse(word) for word in (*call.args, *call.keywords)]
+        given = [text for text in (repr(str(tmp_path)), split, "download=True") if text]
+        assert (ast.unparse(call.func), words) == (name, given)
 
 
 def idx(path: Path, values: NDArray[np.uint8]) -> None:

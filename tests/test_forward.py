@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from make import checkpoint, environment, image_folder, network
+from fake_cuda import Waits, embed_on_fake_cuda, fake_cuda
+from make import checkpoint, environment, image_folder, network, size
 from torch import Tensor, nn
 
 from lidar_cli import extract
@@ -24,12 +27,12 @@ from lidar_cli.extraction.engine import (
     USABLE_SHARE,
     at_size_that_fits,
     forward_precision,
-    pack,
     samples_that_fit,
-    unpack,
 )
 from lidar_cli.extraction.plan import identity
 from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.runtime.device import scoring_device
+from lidar_cli.runtime.prefetch import pack, unpack
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ExtractSettings, ScoreSettings
 
@@ -211,6 +214,51 @@ def test_images_of_several_sizes_are_packed_for_one_copy() -> None:
     for image, copy in zip(images, unpack(packed, [one.shape for one in images]), strict=True):
         assert torch.equal(image, copy)
         assert copy.untyped_storage().data_ptr() == packed.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "expected"),
+    [
+        ("cuda:1", (9, 0), "cuda:1"),  # H100
+        ("cuda", (8, 0), "cuda"),  # A100
+        ("cuda", (8, 6), "cpu"),  # A10: a 64th of the speed of float32
+        ("cuda", (12, 0), "cpu"),
+        ("cpu", (9, 0), "cpu"),
+    ],
+)
+def test_cards_that_are_slow_in_float64_leave_scoring_to_the_cpu(
+    device: str, capability: tuple[int, int], expected: str
+) -> None:
+    assert scoring_device(torch.device(device), capability) == torch.device(expected)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_batch_is_embedded_without_waiting_for_the_gpu(tmp_path: Path, cached: bool) -> None:
+    runs, images = checkpoint(tmp_path / "a.pt"), image_folder(tmp_path / "images", 2)
+    (views, clean), copies = embed_on_fake_cuda(
+        runs, images, cached, n_samples=2, n_views=2, views="simclr", image_size=24
+    )
+    assert views["projector"].device.type == clean["projector"].device.type == "cuda"
+    assert (views["projector"].shape, clean["projector"].shape) == ((2, 2, 8), (2, 8))
+    pixels, *others = copies
+    decoded = 3 * sum(math.prod(size(index)) for index in range(2))
+    assert pixels == (2 * 3 * 3 * 24**2 * 4 if cached else decoded)
+    assert sum(others) < 2000  # what is drawn
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda: torch.zeros(2).to("cuda"),
+        lambda: torch.zeros(2).to("cuda", non_blocking=True),
+        lambda: torch.zeros(2).pin_memory().to("cuda"),
+        lambda: torch.zeros(2, device="cuda").cpu(),
+        lambda: torch.zeros(2, device="cuda")[torch.tensor([0])],
+    ],
+)
+def test_every_copy_that_waits_is_refused(wait: Callable[[], Tensor]) -> None:
+    with fake_cuda(), pytest.raises(Waits):
+        wait()
 
 
 @pytest.mark.parametrize("theirs", ["tf32", "ieee"])

@@ -392,5 +392,5 @@ def test_a_name_is_found_or_refused() -> None:
         find_order("agreement", "--race")
     assert str(raised.value) == (
         "--by agreement: it is formed from all checkpoints of a complete group, which --race does "
-        "not have; leave out --by, or order them all: lidar rank ... --by agreement"
+        "not have; leave out --by, or order them all:  lidar rank FOLDER --by agreement"
     )

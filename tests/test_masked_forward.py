@@ -14,6 +14,7 @@ import literal
 import numpy as np
 import pytest
 import torch
+from fake_cuda import embed_on_fake_cuda
 from literal import assert_close, linear, normed, random_weights
 from make import checkpoint, image_folder, lidar, lidar_here
 from raising import raises
@@ -633,3 +634,20 @@ def test_masks_of_other_grids_are_other_views(
     assert "the mask grid is 16 in one and 12 in the other" in done.stderr
     assert "--views simclr" in done.stderr
     assert json.loads(run("--views", "ijepa-crop", "--json").stdout)["groups"] == 1
+
+
+@pytest.mark.parametrize("more", [{"views": "ijepa"}, {"views": "identity", "layer": "patches"}])
+def test_masks_and_drawn_patches_do_not_wait_for_the_gpu(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
+    images = image_folder(tmp_path / "images", 2)
+    (views, _), _ = embed_on_fake_cuda(
+        save_ijepa(tmp_path / "a.pth.tar"),
+        *(images, False),
+        n_samples=2,
+        n_views=2,
+        image_size=SIZE,
+        **more,
+    )
+    (embedded,) = views.values()
+    assert (embedded.device.type, embedded.shape) == ("cuda", (2, 2, WIDTH))

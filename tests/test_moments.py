@@ -1,12 +1,16 @@
+import os
+
 import numpy as np
 import pytest
 import reference
 import torch
+from fake_cuda import fake_cuda
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lidar_cli.core.moments import Moments, RowMoments, SphereMoments, sphere_sums, unit_rows
+
+DEVICE = os.environ.get("DEVICE", "cpu")  # that of the moments
 
 
 @st.composite
@@ -26,7 +30,7 @@ def cut(z, data):
 
 
 def streamed(chunks):
-    moments = Moments(*chunks[0].shape[1:])
+    moments = Moments(*chunks[0].shape[1:], DEVICE)
     for chunk in chunks:
         moments.update(chunk)
     return moments
@@ -34,12 +38,13 @@ def streamed(chunks):
 
 def relative(found, expected):
     """Relative Frobenius distance; exact equality where the expected matrix is 0."""
+    found, expected = found.cpu(), expected.cpu()
     return float((found - expected).norm() / expected.norm().clamp_min(1e-300))
 
 
 def parts(moments):
     sphere = moments.sphere
-    return {
+    tensors = {
         "mean": moments.class_means.mean,
         "scatter": moments.class_means.scatter,
         "within": moments.within,
@@ -47,6 +52,7 @@ def parts(moments):
         "sphere squares": sphere.squares,
         "sphere distances": sphere.distances,
     }
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def assert_same(found, expected, scale=1.0, tolerance=1e-12):
@@ -76,7 +82,7 @@ def test_any_chunking_gives_the_state_of_the_definition(z, data):
     assert relative(moments.class_means.mean, mean) < 1e-12
     for found, expected in ((moments.class_means.scatter, scatter), (moments.within, spread)):
         # A scatter of one sample or one view is 0 up to the rounding of a mean of 100.
-        assert float((found - expected).norm()) <= 1e-12 * max(float(expected.norm()), 1.0)
+        assert float((found.cpu() - expected).norm()) <= 1e-12 * max(float(expected.norm()), 1.0)
 
 
 @given(clouds(), st.data())
@@ -198,24 +204,15 @@ def test_the_length_of_a_row_does_not_depend_on_its_neighbours():
     assert torch.equal(unit_rows(extreme)[:-1], unit_rows(rows))
 
 
-class Calls(TorchDispatchMode):
-    """The names of the operations that reach a device."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def test_rows_on_another_device_than_the_cpu_become_unit_rows_without_waiting_for_it():
-    """The meta device has no values: reading one back is an error there."""
-    with Calls() as calls:
-        unit_rows(torch.empty(5, 3, 8, dtype=torch.float64, device="meta"))
-    assert calls.names
-    assert not [name for name in calls.names if "local_scalar" in name]
+def test_moments_are_summed_on_a_gpu_without_waiting_for_it():
+    with fake_cuda() as mode:
+        moments = Moments(3, 4, "cuda")
+        for chunk in torch.empty(20, 3, 4).split(10):
+            moments.update(chunk)
+        both = moments.merge(moments)
+        assert (both.n, both.within.device.type) == (40, "cuda")
+        assert both.class_means.scatter.shape == (4, 4)
+    assert mode.copies == [10 * 3 * 4 * 4, 8] * 2  # a chunk, and the number of its samples
 
 
 def test_shapes_that_do_not_fit_are_refused():

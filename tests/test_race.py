@@ -275,7 +275,7 @@ def test_the_command_prints_what_was_spent_and_how_sure_it_is(
     words += [24, "--device", "cpu", "--cache", tmp_path / "cache", "--race", "--race-budget", 0.6]
     table = run(*words)
     assert table.returncode == 0, table.stderr
-    assert "at 0.95 confidence over all looks, each at its own n" in table.stderr
+    assert "at 0.95 confidence over all looks, each at its own n" in table.stdout
     listing = json.loads(run(*words, "--json").stdout)
     spent, full = listing["race"]["views"], listing["race"]["views_of_all"]
     assert spent <= 0.6 * full

@@ -244,7 +244,9 @@ def test_the_best_path_alone(tmp_path: Path, rank: Shell) -> None:
     runs = three(tmp_path / "runs with spaces")
     ranking = ranked(rank(runs, "--json"))
     best = rank(runs, "--top", 1, "--quiet")
-    assert (best.returncode, best.stderr) == (0, "")
+    (trust,) = ranking["trust"]
+    doubt = "" if trust["believe"] else f"caution: {trust['sentence']} (lidar explain trust)\n"
+    assert (best.returncode, best.stderr) == (0, doubt)
     assert best.stdout == ranking["checkpoints"][0]["path"] + "\n"
     whole = rank(runs, "--quiet").stdout.splitlines()
     assert whole == [row["path"] for row in ranking["checkpoints"]]
@@ -263,8 +265,9 @@ def test_in_a_shell(tmp_path: Path, images: Path, rank: Shell) -> None:
     )
     assert done.stdout == f"4:{expected}:\n"
     said = besides_assumptions(done.stderr)
-    assert said.startswith(f"failed: {runs}/broken.pt: ")
-    assert len(said.splitlines()) == 1
+    failed, doubt = said.splitlines()
+    assert failed.startswith(f"failed: {runs}/broken.pt: ")
+    assert doubt.startswith("caution: Believe no metric here: ")
 
 
 def test_csv(tmp_path: Path, rank: Shell) -> None:

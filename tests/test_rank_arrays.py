@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lidar_cli.errors import InputError
 from lidar_cli.ranking.session import Ranking, rank_directory
 from lidar_cli.ranking.watch import ScoredCheckpoint, follow
 from lidar_cli.report.ranking import to_json
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import RankSettings, ScoreSettings
 
@@ -106,6 +108,33 @@ def test_ids_of_a_file_and_ids_that_are_assumed(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("\n".join(IDS[1:]))
     with raises(InputError, code="nothing-ranked"):
         ranked(runs, ids=tmp_path / "ids.txt", exclude=("model2.h5",))
+
+
+def test_a_probe_of_arrays_alone_is_refused_before_they_are_scored(tmp_path: Path) -> None:
+    for k in range(2):
+        save(tmp_path / f"{k}.npy", made(k))
+    with raises(InputError, code="no-labels"):
+        ranked(tmp_path, oracle="probe")
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_an_option_of_arrays_says_which_files_it_is_not_for(tmp_path: Path) -> None:
+    save(tmp_path / "array.npz", made(0).reshape(-1, D), [one for one in IDS for _ in range(Q)])
+    write_features(tmp_path / "features.h5", made(1), ids=IDS)
+    for settings, count in ((RankSettings(group_by="ids"), 1), (RankSettings(by="rankme"), 0)):
+        notes = Notes()
+        ranking = rank_directory(tmp_path, replace(settings, cache=tmp_path / ".lidar"), notes)
+        assert len(rows_of(ranking)) == 2
+        texts = [text for text in notes.texts if text.startswith("--group-by: for arrays")]
+        assert len(texts) == count
+        assert all("which " + str(tmp_path / "features.h5") + " is not" in one for one in texts)
 
 
 def test_watch_scores_arrays_as_they_come(tmp_path: Path) -> None:

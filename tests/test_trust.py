@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from make import lidar_here
 from scipy.stats import spearmanr
 from study.abstain import Judged, choose_bound, evaluate, is_misleading, loss_share
 
@@ -257,6 +259,29 @@ def test_every_form_of_a_ranking_says_it() -> None:
     for text in (to_markdown(ranking), to_markdown(first_alone)):
         assert text.split("\n\n")[1] == SENTENCE
     assert SENTENCE in str(ranking_page(ranking).body[0])
+
+
+def test_a_script_gets_the_doubt_on_stderr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """50 images with 2 views at d = 32: 50 (2 - 1) < 2 x 32. At q = 3 there is no doubt."""
+    rng = np.random.default_rng(0)
+    for name, scale in (("a", 1.0), ("b", 2.0)):
+        z = rng.normal(size=(50, 1, 32)) * np.linspace(1, scale, 32) + rng.normal(size=(50, 3, 32))
+        for q in (2, 3):
+            (tmp_path / f"{q}").mkdir(exist_ok=True)
+            np.save(tmp_path / f"{q}/{name}.npy", 3 * z[:, :q])
+
+    def run(q: int, form: str) -> list[str]:
+        done = lidar_here("rank", tmp_path / f"{q}", form, monkeypatch=monkeypatch, capfd=capfd)
+        assert done.returncode == 0
+        assert len(done.stdout.splitlines()) == 2 + (form == "--csv")
+        return [line for line in done.stderr.splitlines() if "Believe no metric here: " in line]
+
+    for form in ("--quiet", "--csv"):
+        (line,) = run(2, form)
+        assert "50 images with 2 views each are too few at d = 32" in line
+    assert not run(3, "--quiet")
 
 
 def test_an_order_without_a_reason_is_not_doubted() -> None:

@@ -15,8 +15,9 @@ from make import PROJECTED, checkpoint, environment, image_folder, lidar
 from terminal import in_terminal
 
 from lidar_cli.core.metrics import METRICS, default_metrics
+from lidar_cli.ranking.correlation import correlate
 from lidar_cli.ranking.joining import Joined, Member, join
-from lidar_cli.ranking.oracle import Oracle
+from lidar_cli.ranking.oracle import GroupComparison, Oracle
 from lidar_cli.ranking.order import Group, Row, comparable
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.dry_run import _joined
@@ -31,6 +32,7 @@ from lidar_cli.report.verdict import (
     comparison_command,
     scores_verdict,
     verdict,
+    with_one_command,
 )
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.intervals import Confidence, Interval
@@ -87,24 +89,24 @@ def test_columns_and_all_choose_the_metrics(folder: Path) -> None:
     header = next(line for line in lines if line.startswith("#  checkpoint"))
     assert header.split()[-2:] == ["pillai", "rank"]  # stable_rank is broken into two lines
     off = lidar("rank", "runs", "--data", "images", "-n", N, *SMALL, "--all", cwd=folder)
-    assert set(off.stdout.splitlines()[1].split()) >= default_metrics() | {"#", "checkpoint"}
+    assert set(off.stdout.splitlines()[2].split()) >= default_metrics() | {"#", "checkpoint"}
     wrong = lidar("rank", "runs", "--columns", "pilai", cwd=folder)
     assert wrong.returncode == 2
     assert "no metric 'pilai'; did you mean pillai?" in wrong.stderr
 
 
-def test_off_a_terminal_the_verdict_goes_to_stderr(folder: Path) -> None:
+def test_off_a_terminal_the_verdict_is_the_first_line_of_stdout(folder: Path) -> None:
     words = ["rank", "runs", "--data", "images", "-n", N, *SMALL]
     wide, narrow = (
         run_command(words, folder, environment(COLUMNS=columns)) for columns in ("200", "40")
     )
     assert wide.stdout == narrow.stdout
     said = json.loads(lidar(*words, "--json", cwd=folder).stdout)["verdict"]
-    assert said in wide.stderr.splitlines()
-    assert said not in wide.stdout
+    assert wide.stdout.splitlines()[0] == said
+    assert said not in wide.stderr
     assert "next" not in wide.stderr
     assert wide.stderr.splitlines()[-1].endswith(" more remarks: --verbose")
-    assert wide.stdout.splitlines()[1].split()[:3] == ["#", "checkpoint", "lidar"]
+    assert wide.stdout.splitlines()[2].split()[:3] == ["#", "checkpoint", "lidar"]
     assert "first and 2 others: assumed " in wide.stderr
 
 
@@ -143,8 +145,8 @@ def test_backbones_that_differ_too_cannot_be_joined(tmp_path: Path, folder: Path
     checkpoint(tmp_path / "runs/a.pt", 1)
     checkpoint(tmp_path / "runs/b.pt", 2, projected=PROJECTED + 2, widths=(4, 8, 12, 20))
     done = lidar("rank", "runs", "--data", folder / "images", "-n", 50, *SMALL, cwd=tmp_path)
-    assert "No option makes them equal: the backbones are 16 and 20 wide" in done.stderr
-    assert "--layer" not in done.stderr
+    assert "No option makes them equal: the backbones are 16 and 20 wide" in done.stdout
+    assert "--layer" not in done.stdout + done.stderr
 
 
 EIGHT = [  # views, statistics, layer, widths of backbone and projector; None: a feature file
@@ -196,7 +198,7 @@ def test_options_that_join_most_groups_are_named_and_do_join_them(
         checkpoint(tmp_path / f"runs/{seed}.pt", seed, projected=projected, widths=widths)
     words = ["rank", "runs", "--data", folder / "images", "-n", 50, *SMALL]
     done = lidar(*words, cwd=tmp_path)
-    said = " ".join(done.stderr.split())
+    said = " ".join(done.stdout.split())
     assert "No option makes the widths equal: the backbones are 16 and 20 wide" in said
     assert "One value of --layer leaves two groups, the fewest: lidar rank" in said
     fewest = lidar(*words, "--layer", "backbone", "--json", cwd=tmp_path)
@@ -333,6 +335,23 @@ def test_the_sentence_says_what_the_choice_costs_in_accuracy() -> None:
     assert costs(b=0.61) == clear
 
 
+def test_labels_that_contradict_the_order_are_said_with_the_numbers() -> None:
+    """Spearman's correlation of 9, 8, 7 with 0.1, 0.3, 0.2 is 1 - 6 (4 + 1 + 1) / 24 = -0.5."""
+    ranking = ranked(*(scored(name, value) for name, value in (("a", 9.0), ("b", 8.0), ("c", 7.0))))
+    scores = [row.score for row in ranking.groups[0].rows]
+
+    def against(*shares: float) -> str:
+        by_path = dict(zip("abc", shares, strict=True))
+        compared = GroupComparison(correlate(scores, shares), None, ())
+        return verdict(ranking, Oracle("acc.csv", "", 0.95, by_path, (compared,), (), ()))
+
+    assert against(0.1, 0.3, 0.2).endswith(
+        " The labels contradict this order: the rank correlation of lidar with accuracy is -0.50 "
+        "over 3 checkpoints."
+    )
+    assert "contradict" not in against(0.3, 0.1, 0.2)  # +0.5
+
+
 def test_files_without_intervals_are_compared_as_far_as_they_can_be() -> None:
     scores = [
         replace(scored(name, value).score, confidence=None)
@@ -387,6 +406,34 @@ def test_noise_is_a_caution_unless_delta_or_a_constant_explains_it() -> None:
     common = {"n": 60, "q": 4, "d": 181}  # directions without noise, however small delta is
     few = replace(large, groups=tuple(replace(g, common=g.common | common) for g in large.groups))
     assert not any("delta" in one.text for one in said(few))
+
+
+def test_several_cautions_have_one_command() -> None:
+    """It gives what each of them advises, and of two numbers the larger."""
+    rows = [
+        scored(name, 9.0 - at / 10, noise_fraction=0.6, ridge_share=0.1)
+        for at, name in enumerate("ab")
+    ]
+    words = ("rank", "runs", "-n", "100")
+    ranking = ranked(*rows, images=1000, command=words)
+    noise, ties, delta = shown = said(ranking)
+    assert [one.command.split()[-2] for one in shown] == ["-q", "-n", "--delta"]
+    *lines, (label, both) = with_one_command([noise, delta], ranking)
+    assert lines == [("caution", Advice(noise.text)), ("caution", Advice(delta.text))]
+    assert (label, both.text) == ("both", "")
+    expected = "lidar rank runs -n 100 -q 18 --delta"
+    assert both.command.rpartition(" ")[0] == expected
+    (*_, (label, every)) = with_one_command(shown, ranking)
+    assert (label, every.command.split()[3:7]) == ("all 3", ["-q", "18", "-n", "400"])
+    larger = noise._replace(changes={"n_views": 30})
+    (*_, (_, most)) = with_one_command([larger, noise], ranking)
+    assert most.command.endswith("-q 30")
+    assert with_one_command([ties], ranking) == [("caution", ties)]
+    # A folder of 100 labelled images has no 400.
+    labelled = Advice("label", "lidar x", changes={"data": "LABELLED", "n_samples": 100})
+    assert with_one_command([labelled, ties], ranking) == [("caution", labelled), ("caution", ties)]
+    (*_, (_, more)) = with_one_command([labelled, noise], ranking)
+    assert more.command == "lidar rank runs --data LABELLED -n 100 -q 18"
 
 
 def test_one_checkpoint_has_its_cautions() -> None:
@@ -446,7 +493,8 @@ def test_a_command_in_lines_is_the_same_command(width: int) -> None:
         (("rank", "x", "-q4", "--by", "rankme"), "lidar rank x --by rankme -q 9"),
         (("rank", "--n-views=4", "a b"), "lidar rank 'a b' -q 9"),
         (("rank", "--n-views", "4", "x"), "lidar rank x -q 9"),
-        (("rank", *map(str, range(100))), "lidar rank ... -q 9"),
+        (("rank", *"abcdefghij" * 9), f"lidar rank {' '.join('abcdefghij' * 9)} -q 9"),
+        (("rank", *map(str, range(999))), "lidar rank ... -q 9"),
     ],
 )
 def test_a_setting_is_replaced_in_the_command_that_was_typed(

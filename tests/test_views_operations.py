@@ -15,6 +15,7 @@ from torchvision.transforms import functional as v1
 from torchvision.transforms.v2 import functional as v2
 
 from lidar_cli.views.methods import find_recipe
+from lidar_cli.views.operations import transpose
 from lidar_cli.views.parameters import ViewParameters, draw
 from lidar_cli.views.pipeline import make_views
 from lidar_cli.views.recipes import Recipe
@@ -128,6 +129,13 @@ def test_boxes_are_resized_as_pillow_does(interpolation):
             error = (ours[i, j] - eight).abs()
             assert error.flatten().quantile(0.99) < 1.3 * BITS
             assert error.max() < (1.3 * BITS if interpolation == "bilinear" else 1 / 8)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 9, 16), (4, 1, 3), (4, 3, 1), (1, 1, 1)])
+def test_matrices_are_transposed(shape):
+    x = torch.arange(np.prod(shape), dtype=torch.float32).view(shape)
+    assert np.array_equal(transpose(x).numpy(), x.numpy().swapaxes(-1, -2))
+    assert transpose(x).is_contiguous()
 
 
 def test_another_strength_would_be_noticed(pictures):

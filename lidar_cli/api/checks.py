@@ -21,6 +21,7 @@ from lidar_cli.errors import (
     SettingsError,
     nearest,
     shortened,
+    suggestion,
 )
 from lidar_cli.runtime.device import check_device_name
 from lidar_cli.runtime.files import HDF5_SIGNATURE, did_you_mean, is_stream, open_regular
@@ -326,10 +327,10 @@ def check_table(option: str, value: str | Path | None, word: str = "") -> None:
             code="is-a-directory",
         )
     if not path.exists() and not is_stream(path):
+        is_name = path.name == str(value) and not path.suffix
+        hint = (suggestion(path.name, word) if is_name and word else "") or did_you_mean(path)
         expected = "; expected a CSV file" + (f" or '{word}'" if word else "")
-        raise InputError(
-            f"{option} {path}: no such file{did_you_mean(path) or expected}", code="no-such-file"
-        )
+        raise InputError(f"{option} {path}: no such file{hint or expected}", code="no-such-file")
 
 
 def check_names(settings: EmbedSettings) -> None:
@@ -342,7 +343,8 @@ def check_names(settings: EmbedSettings) -> None:
                 parse_size(size)
             except SettingsError as error:
                 name = option.replace("_", "-")
-                raise SettingsError(f"--{name}: {error}", code=error.code) from error
+                hint = suggestion(size, "auto")
+                raise SettingsError(f"--{name}: {error}{hint}", code=error.code) from error
     check_layer(settings)
     if settings.bands is not None:
         from lidar_cli.data.dataset import parse_bands

@@ -58,7 +58,7 @@ def settings_of(cls: type[S], keywords: Mapping[str, Any]) -> S:
     for name in keywords:
         if cls is RankSettings and name in OF_THE_SHELL:
             flag = f"--{name.replace('_', '-')}"
-            message = f"{name}: of the command alone; in a shell:  lidar rank ... {flag}"
+            message = f"{name}: of the command alone; in a shell:  lidar rank FOLDER {flag}"
             raise SettingsError(message, code="shell-only")
     return from_keywords(cls, keywords)
 

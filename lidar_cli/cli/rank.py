@@ -142,6 +142,10 @@ def _rank(
     if form:
         for file in ranking.failed:
             write_remark(f"failed: {file.path}: {file.reason}")
+    if form in ("quiet", "csv"):  # JSON and Markdown have it
+        for trust in ranking.trust:
+            if trust is not None and not trust.believe:
+                write_remark(f"caution: {trust.sentence} (lidar explain trust)")
     note_toy_data(ranking.data, list(ranking.checkpoints), *(["--overwrite"] if page else []))
     if ranking.failed:
         raise typer.Exit(4)

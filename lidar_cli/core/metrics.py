@@ -608,7 +608,7 @@ def parse_metrics(text: str) -> frozenset[str]:
             names.add(name)
         elif name:
             raise SettingsError(
-                f"--metrics: no metric {name!r}; {nearest(name, list(METRICS))} "
+                f"--metrics: no metric {name!r}; {nearest(name, ['all', 'default', *METRICS])} "
                 "(lidar explain metrics)",
                 code="unknown-metric",
             )

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.core.accumulate import Scatter, centred, held_rows, map_pieces
+from lidar_cli.runtime.prefetch import copy_to_device
 
 Device = torch.device | str
 # q, the same for every sample, or how many samples have each number of views, {q: samples}.
@@ -75,8 +76,9 @@ class RowMoments:
 
     def update(self, rows: Tensor) -> None:
         """Add rows [c, d] of any float type."""
-        for block in torch.split(rows.to(self.device), held_rows(self.dim)):
-            self.append(block.to(torch.float64, copy=True))
+        for block in torch.split(rows, held_rows(self.dim)):
+            (copied,) = copy_to_device([block], self.device)
+            self.append(copied.to(torch.float64, copy=True))
 
     def append(self, rows: Tensor) -> None:
         """Add rows [c, d] in float64 on the device, without a copy of them."""
@@ -313,9 +315,9 @@ class Moments:
             )
         self.note_type(chunk.dtype)
         most = max(1, held_rows(self.dim) // max(1, q))
-        for block in torch.split(chunk.to(self.device), most):
+        for block in torch.split(chunk, most):
             if len(block):
-                self._add(block)
+                self._add(*copy_to_device([block], self.device))
 
     def note_type(self, dtype: torch.dtype) -> None:
         """Record in which type numbers are stored, before a caller converts them."""
@@ -449,7 +451,8 @@ class SphereMoments:
 
     def add(self, views: int, pieces: Sequence[SphereSums]) -> None:
         """Add the sums of several pieces, whose samples have `views` views each."""
-        counts = self.mean.new_tensor([[piece.samples] for piece in pieces])
+        sizes = torch.tensor([[piece.samples] for piece in pieces], dtype=torch.float64)
+        (counts,) = copy_to_device([sizes], self.mean.device)
         means = torch.stack([piece.mean for piece in pieces])
         between = torch.stack([piece.between for piece in pieces])
         spread = torch.stack([piece.within for piece in pieces]).sum(dim=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lidar_cli.errors import InputError, SettingsError
+from lidar_cli.errors import InputError, SettingsError, suggestion
 from lidar_cli.runtime.files import did_you_mean
 from lidar_cli.settings import EMBEDDED, FACTORY_NAME, SampleSettings
 
@@ -42,10 +42,8 @@ def check_data(settings: SampleSettings) -> tuple[str, str]:
             "; expected an image folder, a .tar file, wds/NAME, hfds/NAME, torch/NAME, 'embedded' "
             "or package.module:factory"
         )
-        raise InputError(
-            f"--data {data}: no such file or folder{did_you_mean(path) or expected}",
-            code="no-such-file",
-        )
+        hint = did_you_mean(path) or suggestion(data, EMBEDDED) or expected
+        raise InputError(f"--data {data}: no such file or folder{hint}", code="no-such-file")
     if path.suffix.lower() != ".tar" or not path.is_file():
         raise InputError(
             f"--data {data}: a file, and not a .tar; expected a folder of images", code="not-a-tar"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import shlex
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -94,7 +95,10 @@ def _class_name(data: str, name: str) -> str:
 
 
 def _load(data: str, name: str, root: Path, split: str | None) -> Any:
-    """The data set, opened with the set's own name of the split."""
+    """The data set, opened with the set's own name of the split.
+
+    Raises InputError for a split that it does not have, and where its files are not there.
+    """
     from torchvision import datasets
 
     kind = getattr(datasets, name)
@@ -112,7 +116,18 @@ def _load(data: str, name: str, root: Path, split: str | None) -> Any:
         raise InputError(f"--data {data}: {name} has no splits; leave out --split")
     if name == "INaturalist":
         options["target_type"] = "full"
-    return kind(str(root), **options)
+    try:
+        return kind(str(root), **options)
+    except RuntimeError as error:
+        if "download=True" not in str(error):
+            raise
+        words = [repr(str(root)), *(f"{key}={value!r}" for key, value in options.items())]
+        code = f"from torchvision.datasets import {name}; {name}({', '.join(words)}, download=True)"
+        raise InputError(
+            f"--data {data}: {root} does not hold {name}, or not all of its files; expected the "
+            f"folder that torchvision makes there:  python -c {shlex.quote(code)}",
+            code="not-downloaded",
+        ) from error
 
 
 def _labels(dataset: Any, total: int) -> Callable[[int], int]:

@@ -25,11 +25,17 @@ from lidar_cli.data.factory import Items
 from lidar_cli.errors import CheckpointError, DegenerateFeatures, LidarError, first_line
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.extraction.view_cache import ViewCache
-from lidar_cli.runtime.device import cpu_count, free_memory
-from lidar_cli.runtime.prefetch import SideStream, prefetch, record_event, wait_event
+from lidar_cli.runtime.device import cpu_count, free_memory, scoring_device
+from lidar_cli.runtime.prefetch import (
+    SideStream,
+    copy_to_device,
+    prefetch,
+    record_event,
+    wait_event,
+)
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import PATCHES
-from lidar_cli.views.masks import Mask, group_by_length
+from lidar_cli.views.masks import Mask, group_by_length, masks_on
 from lidar_cli.views.parameters import draw_patches
 
 T = TypeVar("T")
@@ -124,7 +130,8 @@ class EmbeddingModel:
         samples = range(batch.start, batch.start + batch.size)
         draws = draw_patches(self.plan.views.seed, samples, self.plan.layout.n_views)
         of_views = draws[:, :-1].ravel()[: count - batch.size]
-        return torch.from_numpy(np.concatenate([of_views, draws[:, -1]]))
+        host = torch.from_numpy(np.concatenate([of_views, draws[:, -1]]))
+        return copy_to_device([host], self.device)[0]
 
 
 def embed_all(
@@ -209,6 +216,7 @@ def measure_dense(
                 samples = range(batch.start, batch.stop)
                 with forward_precision(plan.precision, model.device):
                     tokens = model.embedder.patch_tokens(batch.clean)[: len(samples)].float()
+                tokens = tokens.to(scoring_device(model.device))
                 draws = torch.from_numpy(draw_patches(plan.views.seed, samples, 0)[:, 0])
                 structure.update(tokens, draws)
                 progress.update("patch tokens", batch.stop, count)
@@ -321,7 +329,7 @@ def _blank(model: EmbeddingModel) -> Batch:
         0,
         1,
         torch.zeros(images, *shape, device=model.device),
-        None if masks is None else [mask.to(model.device) for mask in masks],
+        None if masks is None else masks_on(masks, model.device),
         1,
         record_event(model.device),
     )
@@ -418,8 +426,9 @@ class ViewSource:
                 futures = decoding.pop(0)
                 images = [future.result() for future in futures.values()]
                 with stream.activate():
-                    decoded = dict(zip(futures, copy_images(images, self.device), strict=True))
+                    decoded = dict(zip(futures, copy_to_device(images, self.device), strict=True))
                     batch = self._assemble(start, min(start + size, total), size, decoded)
+                    batch = replace(batch, ready=record_event(self.device))
                 yield batch
                 del batch  # before the next is assembled: one batch here, not two
         finally:
@@ -434,10 +443,8 @@ class ViewSource:
             for start, block in zip(starts, blocks, strict=True):
                 padding = block[-1:].expand(size - len(block), *block.shape[1:])
                 padded = torch.cat([block, padding])
-                if self.device.type == "cuda":
-                    padded = padded.pin_memory()
                 with stream.activate():
-                    inputs = padded.to(self.device, non_blocking=True)
+                    (inputs,) = copy_to_device([padded], self.device)
                     inputs = inputs.flatten(0, 1) if items.n_views else inputs
                     stop = start + len(block)
                     yield Batch(start, stop, inputs, None, size, record_event(self.device))
@@ -463,8 +470,9 @@ class ViewSource:
 
     def _assemble(self, start: int, stop: int, size: int, decoded: dict[int, Tensor]) -> Batch:
         """One batch. decoded: image by sample; the views of all other samples are in the cache."""
-        fresh = self._make_views(decoded)
-        parts = [fresh[i] if i in fresh else self._cached(i) for i in range(start, stop)]
+        views_of = self._make_views(decoded)
+        views_of |= self._cached([i for i in range(start, stop) if i not in views_of])
+        parts = [views_of[i] for i in range(start, stop)]
         n_with_views = self.plan.layout.within(range(start, stop)).n_samples
         v, *shape = parts[0][0].shape
         images = torch.empty(
@@ -480,8 +488,8 @@ class ViewSource:
         if n_with_views:
             masks = self.plan.views.masks([min(start + at, stop - 1) for at in range(size)])
         if masks is not None:
-            masks = [mask.to(self.device) for mask in masks]
-        return Batch(start, stop, images, masks, size, record_event(self.device))
+            masks = masks_on(masks, self.device)
+        return Batch(start, stop, images, masks, size)
 
     def _make_views(self, decoded: dict[int, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
         """Sample -> views [v, 3, S, S], v = 0 past n, and clean image [3, S, S]; caches both."""
@@ -504,32 +512,9 @@ class ViewSource:
                 self.cache.add(i, torch.cat([of_sample, image[None]]))
         return pairs
 
-    def _cached(self, sample: int) -> tuple[Tensor, Tensor]:
-        assert self.cache is not None
-        images = self.cache.images(sample)
-        return images[:-1], images[-1]
-
-
-def copy_images(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Images [h, w, c] of any sizes on the device, by one copy of all from page-locked memory.
-
-    A copy from other memory would wait for the device, and one an image costs a call each.
-    """
-    if device.type == "cpu" or not images:
-        return list(images)
-    packed = pack(images, page_locked=device.type == "cuda").to(device, non_blocking=True)
-    return unpack(packed, [image.shape for image in images])
-
-
-def pack(images: Sequence[Tensor], page_locked: bool = False) -> Tensor:
-    """The numbers of all images, one image after the other [sum of h w c]."""
-    count = sum(image.numel() for image in images)
-    packed = torch.empty(count, dtype=images[0].dtype, pin_memory=page_locked)
-    torch.cat([image.reshape(-1) for image in images], out=packed)
-    return packed
-
-
-def unpack(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """The images that `pack` has put together; they share its memory."""
-    parts = torch.split(packed, [shape.numel() for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    def _cached(self, samples: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
+        """As `_make_views`, of samples in the cache; those in main memory in one copy."""
+        if self.cache is None:
+            return {}
+        images = copy_to_device([self.cache.images(i) for i in samples], self.device)
+        return {i: (one[:-1], one[-1]) for i, one in zip(samples, images, strict=True)}

@@ -530,7 +530,7 @@ def _score(session: Session, source: Source) -> Score:
     return score_layer(
         source,
         session.settings,
-        session.device,
+        session.scoring_device,
         ranked_metrics(session.settings),
         session.progress,
         level,

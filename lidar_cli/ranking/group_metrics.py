@@ -39,11 +39,15 @@ class GroupMetric(Metric):
     empty if all have.
     values: the metric of K checkpoints [..., K] from the values of P parts [..., P, K]. NaN is a
     null: of a part that cannot be computed, or in all parts, of a checkpoint that is left out.
+    of_ranks: whether it is a mean of ranks. Noise moves ranks towards their middle, in resamples as
+    in the value, so that it has ties but no interval: none covers the ranks without noise as often
+    as its level says (tests/benchmarks/rank_intervals.py).
     """
 
     of: tuple[str, ...]
     values: Callable[[Tensor], Tensor]
     layer: str = ""
+    of_ranks: bool = False
 
 
 def _no_value_alone(_: Any) -> float:
@@ -89,7 +93,14 @@ def agreement(of: Sequence[str]) -> GroupMetric:
         "count (1781)."
     )
     return GroupMetric(
-        "agreement", "group", "lower", definition, _no_value_alone, of=tuple(of), values=mean_ranks
+        "agreement",
+        "group",
+        "lower",
+        definition,
+        _no_value_alone,
+        of=tuple(of),
+        values=mean_ranks,
+        of_ranks=True,
     )
 
 
@@ -157,8 +168,8 @@ def find_order(name: str, alone: str = "") -> Metric:
         )
     if alone and name in GROUP_METRICS:
         raise SettingsError(
-            f"--by {name}: {_needs_group(alone)}; leave out --by, or order them all: lidar rank "
-            f"... --by {name}",
+            f"--by {name}: {_needs_group(alone)}; leave out --by, or order them all:  lidar rank "
+            f"FOLDER --by {name}",
             code="of-a-group",
         )
     return ORDERS[name]
@@ -169,7 +180,7 @@ def refuse_group_metrics(text: str, alone: str = "") -> None:
     for name in (name.strip() for name in text.split(",")):
         if name in GROUP_METRICS:
             advice = (
-                f"{_needs_group(alone)}; order them by it: lidar rank ... --by {name}"
+                f"{_needs_group(alone)}; order them by it:  lidar rank FOLDER --by {name}"
                 if alone
                 else "rank forms it from other metrics even if it is not named; leave it out, or "
                 f"show it: --columns {name}"
@@ -226,7 +237,7 @@ def form(metric: GroupMetric, scores: Sequence[Score]) -> list[Score]:
         scores, metric.values(table_of(scores, metric.of)).tolist(), strict=True
     ):
         value = None if math.isnan(number) else number
-        why = {} if value is not None else {metric.name: _why_null(metric, score)}
+        why = {} if value is not None else {metric.name: why_null(metric, score)}
         values = {**score.values, metric.name: value}
         formed.append(replace(score, values=values, notes=score.notes | why))
     return formed
@@ -254,7 +265,8 @@ def with_value(scores: Sequence[Score]) -> list[Metric]:
     return [*(METRICS[name] for name in listed_metrics(scores)), *formed]
 
 
-def _why_null(metric: GroupMetric, score: Score) -> str:
+def why_null(metric: GroupMetric, score: Score) -> str:
+    """Why a score has no value of a metric of the group: which of its parts are null, and why."""
     missing = [name for name in metric.of if score.value(name) is None]
     notes = (score.notes.get(name) for name in (metric.name, *missing))
     why = next((f": {note}" for note in notes if note), "")

@@ -160,7 +160,7 @@ def resampled(
 ) -> tuple[list[Row], list[set[int]]]:
     """The rows with intervals, and for each the indices of those with an equal value or tied.
 
-    Both are of joint resamples of the samples.
+    Both are of joint resamples of the samples. A mean of ranks has a standard error alone.
     """
     scores = [row.score for row in rows]
     resamples = resample(by, scores)
@@ -168,6 +168,8 @@ def resampled(
     tied: list[set[int]] = [set() for _ in rows]
     if resamples is not None:
         intervals = intervals_of(resamples, level)
+        if by.of_ranks:
+            intervals = [Interval(one.se) for one in intervals]
         tied = [set(others) for others in tied_with(resamples, level)]
     for others in _equal(rows):
         for at in others:
@@ -233,5 +235,5 @@ def noise_warnings(groups: Iterable[Group], by: Metric) -> Iterator[str]:
             yield (
                 f"view noise is more than half of the LDA trace in {len(noisy)} of "
                 f"{len(group.rows)} checkpoints, and lidar counts it as rank; more views reduce it"
-                + ("" if score.view_counts else f": lidar rank ... -q {2 * score.n_views}")
+                + ("" if score.view_counts else f": -q {2 * score.n_views}")
             )

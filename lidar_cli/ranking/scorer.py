@@ -35,6 +35,7 @@ from lidar_cli.ranking.discover import Checkpoint
 from lidar_cli.ranking.group_metrics import ORDERS, needed_parts, parts_of
 from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.unstored import add_intervals, score_unstored
+from lidar_cli.runtime.device import scoring_device
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, ranked_metrics
 from lidar_cli.scoring.intervals import Grouping
@@ -365,14 +366,19 @@ class Scorer:
 
     def _score_file(self, path: Path) -> Score:
         return score_features(
-            path, self._settings, self._device, self._progress, self.cache.path, self._groups
+            path,
+            self._settings,
+            scoring_device(self._device),
+            self._progress,
+            self.cache.path,
+            self._groups,
         )
 
     def _score_part(self, path: Path, n: int) -> Score:
         return score_layer(
             read_first(path, self._settings.layer, n),
             self._settings,
-            self._device,
+            scoring_device(self._device),
             frozenset({self._settings.by}),
             self._progress,
             self._settings.confidence,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum, auto
 from functools import cached_property
 from pathlib import Path
@@ -55,11 +55,12 @@ from lidar_cli.runtime.device import (
     check_free_memory,
     find_device,
     free_memory,
+    scoring_device,
 )
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, ranked_metrics
 from lidar_cli.scoring.run import open_array, open_groups, score_layer
-from lidar_cli.settings import EMBEDDED, RankSettings
+from lidar_cli.settings import EMBEDDED, ArraySettings, RankSettings, flags
 from lidar_cli.views.methods import find_recipe
 
 # Bytes of decoded images that stay in memory from one checkpoint to the next, if so much is free.
@@ -83,6 +84,7 @@ class Session:
         self.progress = progress
         self.by = find_order(settings.by)
         self.device = find_device(settings.device)
+        self.scoring_device = scoring_device(self.device)
         cleans = not settings.dry_run
         self.folder = CacheFolder(selection.cache_parent, settings.cache, cleans)
         self.groups = open_groups(settings)
@@ -424,6 +426,8 @@ class _Job:
         """
         session, scan = self._session, self._session.scan
         layer = session.choose_layer(scan.features_without_checkpoint, takes_several=True)
+        self._note_options_of_arrays()
+        self._check_probed()
         if scan.checkpoints:
             if session.settings.oracle == PROBE:
                 session.check_labels()
@@ -436,6 +440,40 @@ class _Job:
             elif file.path not in self._used:
                 scan.skipped.append(Skipped(str(file.path), _reason_unused(file)))
         return Outcome.SCORED
+
+    def _check_probed(self) -> None:
+        """Raise InputError for `--oracle probe` if there are arrays alone, which have no labels."""
+        scan, arrays = (
+            self._session.scan,
+            [file for file in self._session.scan.features if file.is_array],
+        )
+        if self._session.settings.oracle != PROBE or not arrays:
+            return
+        if not scan.checkpoints and len(arrays) == len(scan.features):
+            more = f" and {len(arrays) - 1} more are arrays" if len(arrays) > 1 else " is an array"
+            raise InputError(
+                f"--oracle probe: {arrays[0].path}{more} without labels, and a probe trains on "
+                "labelled images of checkpoints or of feature files; give the accuracies in a CSV "
+                "file: --oracle FILE",
+                code="no-labels",
+            )
+
+    def _note_options_of_arrays(self) -> None:
+        """Note the files to which a given option does not apply, because it is for arrays."""
+        scan, settings = self._session.scan, self._session.settings
+        given = [
+            flags(option)[0]
+            for option in fields(ArraySettings)
+            if getattr(settings, option.name) != option.default
+        ]
+        features = [file.path for file in scan.features_without_checkpoint if not file.is_array]
+        others = [*(str(one.path) for one in scan.checkpoints.values()), *map(str, features)]
+        if given and others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            self._session.progress.note(
+                f"{', '.join(given)}: for arrays of other programs, which {others[0]}{more} "
+                f"{'are' if more else 'is'} not; the views of such a file stay as they are"
+            )
 
     def _score_checkpoints(self, scorer: Scorer, rank_info: RankInfo | None) -> Outcome:
         tasks = scorer.plans(self._session.scan.checkpoints.values())
@@ -475,7 +513,7 @@ class _Job:
             score = score_features(
                 file.path,
                 settings,
-                session.device,
+                session.scoring_device,
                 session.progress,
                 session.folder.path,
                 session.groups,
@@ -495,7 +533,7 @@ class _Job:
         score = score_layer(
             embeddings,
             session.settings,
-            session.device,
+            session.scoring_device,
             ranked_metrics(session.settings),
             session.progress,
             session.settings.confidence,
@@ -571,7 +609,7 @@ class _Job:
         if len(layers) < 2:
             return {}
         return depth_profiles(
-            self._rows, layers, session.settings, session.device, session.progress
+            self._rows, layers, session.settings, session.scoring_device, session.progress
         )
 
     def checkpoints(self) -> dict[str, Checkpoint]:

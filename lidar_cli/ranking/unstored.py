@@ -23,7 +23,7 @@ from lidar_cli.extraction.engine import (
 from lidar_cli.extraction.plan import Plan, set_image_size
 from lidar_cli.features.embeddings import Chunk, Embeddings, Names, StoredArray
 from lidar_cli.features.writer import as_storage_type
-from lidar_cli.runtime.device import MEMORY_SHARE, free_memory
+from lidar_cli.runtime.device import MEMORY_SHARE, free_memory, scoring_device
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, ranked_metrics
 from lidar_cli.scoring.intervals import Grouping
@@ -40,7 +40,7 @@ def score_unstored(
 
     Raises what `embed_all` and `score_layer` raise.
     """
-    plan, device = model.plan, model.device
+    plan, device = model.plan, scoring_device(model.device)
     name, wanted = plan.provenance["checkpoint"], ranked_metrics(settings)
     set_image_size(model.embedder, plan)
 
@@ -84,7 +84,7 @@ def add_intervals(
 
 
 class MomentSink:
-    """Adds the embeddings of a plan's one layer to their moments, on the device.
+    """Adds the embeddings of a plan's one layer to their moments, on the `device`.
 
     If all embeddings fit into `room` bytes of main memory, they are kept there too, for statistics
     that need a second pass; otherwise only the samples that the noise edge reads again are stored.
@@ -97,7 +97,7 @@ class MomentSink:
         layout = plan.layout
         ((self._layer, d),) = layout.widths.items()
         self._storage = layout.storage
-        self._memory = parse_size(settings.memory)
+        self._memory, self._device = parse_size(settings.memory), device
         shapes = (layout.n_samples, layout.n_views, d), (layout.n_clean, d)
         dtype: torch.dtype = getattr(torch, layout.storage)
         size = sum(dtype.itemsize * int(np.prod(shape)) for shape in shapes)
@@ -134,7 +134,7 @@ class MomentSink:
         """
         first, last = samples[0], samples[-1] + 1
         embedded, images = (
-            as_storage_type(part[self._layer], self._storage, self._layer, first)
+            as_storage_type(part[self._layer], self._storage, self._layer, first).to(self._device)
             for part in (views, clean)
         )
         for rows, part in zip(self._rows or (), (embedded, images), strict=bool(self._rows)):

@@ -164,7 +164,7 @@ class _Watch:
             score = score_features(
                 path,
                 session.settings,
-                session.device,
+                session.scoring_device,
                 session.progress,
                 session.folder.path,
                 session.groups,

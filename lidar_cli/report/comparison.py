@@ -29,7 +29,7 @@ from lidar_cli.report.text import (
     print_wrapped,
     shorten_names,
 )
-from lidar_cli.report.verdict import cautions
+from lidar_cli.report.verdict import cautions, with_one_command
 from lidar_cli.settings import CompareSettings, flags
 
 FLAGS = {
@@ -179,8 +179,9 @@ def print_comparison(comparison: Comparison) -> None:
     for text in _remarks(comparison):
         print_wrapped(out, text)
     err = error_console()
-    for one in cautions(as_ranking(comparison)):
-        print_advice(err, "caution", one)
+    ranking = as_ranking(comparison)
+    for label, one in with_one_command(cautions(ranking), ranking):
+        print_advice(err, label, one)
 
 
 def difference_rows(comparison: Comparison) -> list[list[str]]:

@@ -8,15 +8,17 @@ from typing import Any
 from lidar_cli.ranking.group_metrics import (
     DSE_OF,
     GROUP_METRICS,
+    ORDERS,
     SECOND_OPINION,
     GroupMetric,
     dse_weight,
     leave_one_out,
     table_of,
+    why_null,
 )
 from lidar_cli.ranking.order import Group, why_fixed
 from lidar_cli.ranking.session import Ranking
-from lidar_cli.report.text import counted, joined_by_and
+from lidar_cli.report.text import by_remark, counted, first_and_more, joined_by_and
 from lidar_cli.report.verdict import best_by, comparison_command, second_choice
 
 
@@ -68,13 +70,38 @@ def choice_records(ranking: Ranking) -> list[dict[str, Any]]:
 
 
 def main_remarks(group: Group, ranking: Ranking) -> Iterator[str]:
-    """How often the first changes by a metric that orders; of another, only where it does."""
+    """Which checkpoints lack a part of the metric that orders, or of the second opinion.
+
+    Then how often the first changes by the one that orders; by another, only where it does.
+    """
+    if len(group.rows) > 1:
+        for name in dict.fromkeys((SECOND_OPINION, ranking.by.name)):
+            metric = ORDERS[name]
+            if isinstance(metric, GroupMetric):
+                yield from _incomplete(metric, group, ranking)
     for metric in formed_in(group):
         orders = metric == ranking.by
         if len(group.rows) > 1 and (orders or metric.name == SECOND_OPINION):
             changed = leave_one_out(metric, [row.score for row in group.rows])
             if orders or changed.changes:
                 yield _changes_text(metric, *changed)
+
+
+def _incomplete(metric: GroupMetric, group: Group, ranking: Ranking) -> Iterator[str]:
+    """Which checkpoints lack a part of a metric, and so the metric; each reason once."""
+    pairs = []
+    for row in group.rows:
+        missing = [name for name in metric.of if row.score.value(name) is None]
+        if row.score.value(metric.name) is None:
+            pairs.append((f"no {metric.name}: {why_null(metric, row.score)}", row))
+        elif missing:
+            used = [name for name in metric.of if name not in missing]
+            why = row.score.notes.get(missing[0])
+            text = f"{metric.name} is of {joined_by_and(used)} alone: no {', '.join(missing)}"
+            pairs.append((f"{text}{f': {why}' if why else ''}", row))
+    for text, rows in by_remark(pairs).items():
+        names = first_and_more([ranking.name(row.path) for row in rows])
+        yield f"{'all' if len(rows) == len(group.rows) else names}: {text}"
 
 
 def remarks(group: Group, ranking: Ranking) -> Iterator[str]:

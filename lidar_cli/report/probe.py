@@ -65,7 +65,7 @@ def print_table(probes: Probes) -> None:
     if len(probes.probed) > 1:
         best = max(probes.probed, key=lambda probed: probed.top1)
         print_wrapped(
-            out if out.is_terminal else err,
+            out,
             f"{_name(best)} has the highest accuracy: {format_percent(best.top1)} +- "
             f"{format_percent(best.standard_error)} %, one standard error.",
             style="bold",

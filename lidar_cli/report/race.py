@@ -72,7 +72,7 @@ def print_race(race: Race, count: int | None) -> None:
     """Print the winner with its confidence, the order, the looks and their cost."""
     out, err = console(), error_console()
     by, first = race.by, race.winners[0].score
-    print_wrapped(out if out.is_terminal else err, result_text(race), style="bold")
+    print_wrapped(out, result_text(race), style="bold")
     if toy := toy_data_note(race.data):
         out.print_line(toy, style="yellow")
     spent, full = race.views_spent, race.views_without_race

@@ -60,6 +60,7 @@ from lidar_cli.report.verdict import (
     has_option,
     second_choice,
     verdict,
+    with_one_command,
 )
 from lidar_cli.scoring.intervals import Interval
 
@@ -234,29 +235,28 @@ def print_tables(
 ) -> None:
     """Print the answer, a table per group, the tables of the oracle, cautions and what comes next.
 
-    The answer goes to stdout if that is a terminal, else to stderr as the cautions do.
+    Cautions and what comes next go to stderr, the rest to stdout.
     accuracies: between 0 and 1, by path; by default those of the oracle.
     """
     out, err = console(), error_console()
     if toy := toy_data_note(ranking.data):
         out.print_line(toy, style="yellow")
-    answer = out if out.is_terminal else err
     several = len(ranking.groups) > 1
     if several:
         cure = common_ground(ranking)
-        print_wrapped(answer, f"{apart(ranking.groups)} {cure.text}")
+        print_wrapped(out, f"{apart(ranking.groups)} {cure.text}")
         if cure.command:
-            for line in command_lines(cure.command, answer.width - 2):
-                answer.print(Text(printable(f"  {line}")), soft_wrap=True)
+            for line in command_lines(cure.command, out.width - 2):
+                out.print(Text(printable(f"  {line}")), soft_wrap=True)
     shares = accuracies if accuracies is not None else oracle.accuracies if oracle else {}
     for at, group in enumerate(ranking.groups):
         if view.per_run:
             shared = ", ".join(facts(group, ranking))
-            runs_report.print_runs(out, answer, err, at, ranking, shared)
+            runs_report.print_runs(out, err, at, ranking, shared)
         elif len(group.rows) > 1 or not several:
             if several and out.is_terminal:
-                answer.print_line("")
-            print_wrapped(answer, group_verdict(group, ranking, oracle), style="bold")
+                out.print_line("")
+            print_wrapped(out, group_verdict(group, ranking, oracle), style="bold")
             print_group(out, group, ranking, view, shares)
             depth_report.print_depth(out, group, group.rows[: view.top], ranking)
     if not view.per_run:
@@ -417,8 +417,8 @@ def _print_remarks(err: SafeConsole, ranking: Ranking, view: View) -> None:
     advice = cautions(ranking)
     if err.is_terminal and advice:
         err.print_line("")
-    for one in advice if view.verbose else advice[:CAUTIONS]:
-        print_advice(err, "caution", one)
+    for label, one in with_one_command(advice if view.verbose else advice[:CAUTIONS], ranking):
+        print_advice(err, label, one)
     if view.verbose:
         for group in ranking.groups:
             for remark in remarks(group, ranking):
@@ -452,7 +452,7 @@ def _print_next(err: SafeConsole, ranking: Ranking, view: View) -> None:
 
 def print_advice(err: SafeConsole, label: str, advice: Advice) -> None:
     """Print a caution, the command that cures it, and what the command takes."""
-    lines, cost = [advice.text], f"({advice.cost})" if advice.cost else ""
+    lines, cost = [advice.text] if advice.text else [], f"({advice.cost})" if advice.cost else ""
     if err.is_terminal:
         lines = wrapped(advice.text, err.width - INDENT)
     if advice.command:

@@ -49,7 +49,7 @@ def facts(group: Group, ranking: Ranking) -> list[str]:
 
 def has_intervals(group: Group) -> bool:
     """Whether any value has an interval."""
-    return any(row.interval.se is not None for row in group.rows)
+    return any(row.interval.ci_low is not None for row in group.rows)
 
 
 def heading(group: Group, ranking: Ranking) -> str:
@@ -130,11 +130,17 @@ def _interval_remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
     counts = [row.score.confidence.groups for row in group.rows if row.score.confidence]
     sample_groups = next((count for count in counts if count is not None), None)
     over = "samples" if sample_groups is None else f"{sample_groups} groups of samples"
-    if any(row.interval.se is not None for row in group.rows):
+    are_resampled = any(row.interval.se is not None for row in group.rows)
+    if has_intervals(group):
         bias = f"; the value itself is {BIAS}" if name in BIASED else ""
         text = f"+-: the {level} interval of {name} over {over}, at this n and q{bias}"
         yield Remark("interval", text)
-    if has_intervals(group) and any(row.tied_with for row in group.rows):
+    elif are_resampled:
+        yield Remark(
+            "interval",
+            f"{name} has ties but no interval, because it is of ranks: lidar explain {name}",
+        )
+    if are_resampled and any(row.tied_with for row in group.rows):
         unit = "sample" if sample_groups is None else "group"
         yield Remark(
             "interval",

@@ -113,16 +113,14 @@ def to_markdown(ranking: Ranking) -> str:
 # For people
 
 
-def print_runs(
-    out: SafeConsole, answer: SafeConsole, err: SafeConsole, at: int, ranking: Ranking, facts: str
-) -> None:
-    """Print a sentence to `answer`, a line per run of a group and the curves, and remarks to `err`.
+def print_runs(out: SafeConsole, err: SafeConsole, at: int, ranking: Ranking, facts: str) -> None:
+    """Print a sentence, a line per run of a group and the curves, and remarks to `err`.
 
     at: index of the group. facts: what the values of the group depend on.
     """
     group, runs = ranking.groups[at], _of_group(ranking, at)
     if runs and runs[0].best:
-        answer.print_line(sentence(runs, group, ranking.by), style="bold")
+        out.print_line(sentence(runs, group, ranking.by), style="bold")
     out.print_line(f"{counted(len(runs), 'run')}, {facts}")
     if out.is_terminal:
         out.print()

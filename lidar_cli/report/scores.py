@@ -113,7 +113,7 @@ def print_table(scores: Sequence[Score], wanted: Collection[str], verbose: bool 
 
         answer = scores_verdict(scores) if "lidar" in names else None
         if answer is not None:
-            print_wrapped(out if out.is_terminal else err, answer, style="bold")
+            print_wrapped(out, answer, style="bold")
         _print_several(out, scores, names)
     _print_remarks(err, scores, verbose)
     for score in scores:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +29,7 @@ from lidar_cli.report.text import (
     counted,
     format_duration,
     format_percent,
+    format_signed,
     format_with_interval,
     joined_by_and,
 )
@@ -51,7 +52,7 @@ NAMED = 2  # tied checkpoints that a sentence names
 LEAST_DELTA = 1e-10  # below it, rounding decides
 LABELS = 5  # images a class that the advice to use labels names
 LABELLED, LABELLED_IMAGES = "LABELLED", 100  # a folder to be made, and its images
-LONGEST_COMMAND = 160  # characters; of a longer one only the options that change are printed
+LONGEST_COMMAND = 1000  # characters; of a longer one only the options that change are printed
 FOR_PROGRAMS = ("--json", "--csv", "--markdown", "--quiet")  # which print no cautions
 # For the column after the metric that orders: the first of these that has a value.
 COMPANIONS = (SECOND_OPINION, "lidar", "lidar_corrected", "rankme", "pillai")
@@ -76,9 +77,10 @@ def group_verdict(group: Group, ranking: Ranking, oracle: Oracle | None = None) 
     """
     answer = _best(group, ranking.by, ranking.name)
     costs = _accuracy(group.rows[0], group, ranking, oracle)
+    contradiction = _contradiction(group, ranking, oracle)
     trust = ranking.trust_of(group)
     doubt = [trust.sentence] if trust and not trust.believe else []
-    return " ".join([answer, *costs, *_disagreement(group, ranking), *doubt])
+    return " ".join([answer, *costs, *contradiction, *_disagreement(group, ranking), *doubt])
 
 
 def scores_verdict(scores: Sequence[Score]) -> str | None:
@@ -127,16 +129,34 @@ def _accuracy(first: Row, group: Group, ranking: Ranking, oracle: Oracle | None)
     if first.value is None or first.path not in of_group or oracle is None:
         return
     best = max(of_group, key=lambda path: of_group[path])
-    kind = "probe accuracy" if oracle.source == "probe" else "accuracy"
-    if oracle.few_labels is not None:
-        kind = f"accuracy with {counted(oracle.few_labels.per_class, 'label')} a class"
-    answer = f"Its {kind} is {format_percent(of_group[first.path])} %"
+    answer = f"Its {_kind_of_accuracy(oracle)} is {format_percent(of_group[first.path])} %"
     lost = of_group[best] - of_group[first.path]
     if lost == 0:
         yield f"{answer}, the best of {len(of_group)}."
     else:
         points = f"{100 * lost:.1f} points below {ranking.name(best)}"
         yield f"{answer}, {points}, the best of {len(of_group)}."
+
+
+def _kind_of_accuracy(oracle: Oracle) -> str:
+    if oracle.few_labels is not None:
+        return f"accuracy with {counted(oracle.few_labels.per_class, 'label')} a class"
+    return "probe accuracy" if oracle.source == "probe" else "accuracy"
+
+
+def _contradiction(group: Group, ranking: Ranking, oracle: Oracle | None) -> Iterator[str]:
+    """That accuracies order the checkpoints the other way round."""
+    pairs = zip(ranking.groups, oracle.comparisons if oracle else (), strict=False)
+    correlations = next((its.correlations for one, its in pairs if one is group), ())
+    one = next((one for one in correlations if one.metric == ranking.by.name), None)
+    if oracle is None or one is None or one.spearman is None or one.spearman >= 0:
+        return
+    ends = " .. ".join(map(format_signed, one.spearman_interval or ()))
+    value = f"{format_signed(one.spearman)}{f' ({ends})' if ends else ''}"
+    yield (
+        f"The labels contradict this order: the rank correlation of {one.metric} with "
+        f"{_kind_of_accuracy(oracle)} is {value} over {one.count} checkpoints."
+    )
 
 
 def _disagreement(group: Group, ranking: Ranking) -> Iterator[str]:
@@ -198,11 +218,15 @@ def count_ties(group: Group) -> int:
 
 
 class Advice(NamedTuple):
-    """A sentence, the command that follows from it, and what the command takes."""
+    """A sentence, the command that follows from it, and what the command takes.
+
+    changes: the settings that the command changes, if the same command can change others too.
+    """
 
     text: str
     command: str = ""
     cost: str = ""
+    changes: Mapping[str, Any] | None = None
 
 
 def differing(groups: Sequence[Group]) -> list[str]:
@@ -393,6 +417,34 @@ def cautions(ranking: Ranking) -> list[Advice]:
     return [advice for check in checks for advice in check(group, ranking)]
 
 
+def with_one_command(shown: Sequence[Advice], ranking: Ranking) -> list[tuple[str, Advice]]:
+    """Each caution with its label; several commands become one, which comes last.
+
+    It has the larger n and q of those that two cautions advise. A folder of labelled images has no
+    more than it has.
+    """
+    joined = [one for one in shown if one.changes]
+    if any("data" in one.changes for one in joined if one.changes):
+        joined = [
+            one
+            for one in joined
+            if one.changes and ("data" in one.changes or "n_samples" not in one.changes)
+        ]
+    if len(joined) < 2:
+        return [("caution", one) for one in shown]
+    changes: dict[str, Any] = {}
+    for one in joined:
+        for name, value in (one.changes or {}).items():
+            changes[name] = max(value, changes.get(name, value))
+    takes = ""
+    if "oracle" not in changes:
+        n, q = changes.get("n_samples"), changes.get("n_views")
+        takes = cost(ranking, ranking.groups[0], n, q)
+    label = "both" if len(joined) == 2 else f"all {len(joined)}"
+    lines = [("caution", Advice(one.text) if one in joined else one) for one in shown]
+    return [*lines, (label, Advice("", ranking_command(ranking, **changes), takes))]
+
+
 def _labels_instead(group: Group, ranking: Ranking) -> Iterator[Advice]:
     """What to do where no metric is to be believed, unless labels are in use already."""
     trust = ranking.trust_of(group)
@@ -404,14 +456,14 @@ def _labels_instead(group: Group, ranking: Ranking) -> Iterator[Advice]:
             "where no metric is to be believed, see which is best by "
             f"{LABELS} labelled images a class."
         )
-        yield Advice(text, ranking_command(ranking, **probe))
+        yield Advice(text, ranking_command(ranking, **probe), changes=probe)
     else:
         text = (
             f"where no metric is to be believed, label a hundred images, in a folder a class below "
             f"{LABELLED}, and see which is best by these labels."
         )
-        more = {"data": LABELLED, "n_samples": LABELLED_IMAGES}
-        yield Advice(text, ranking_command(ranking, **more, **probe))
+        more = {"data": LABELLED, "n_samples": LABELLED_IMAGES, **probe}
+        yield Advice(text, ranking_command(ranking, **more), changes=more)
 
 
 def _collapsed(group: Group, ranking: Ranking) -> Iterator[Advice]:
@@ -462,7 +514,7 @@ def _embedded_with(
         option = f"-n {n}" if n else f"-q {q}"
         return Advice(f"{text} Extract the feature files again with {option}.")
     changes = {"n_samples": n} if n else {"n_views": q}
-    return Advice(text, ranking_command(ranking, **changes), cost(ranking, group, n, q))
+    return Advice(text, ranking_command(ranking, **changes), cost(ranking, group, n, q), changes)
 
 
 def _much_delta(group: Group, ranking: Ranking) -> Iterator[Advice]:
@@ -488,11 +540,13 @@ def _smaller_delta(group: Group, ranking: Ranking) -> Iterator[Advice]:
         n * (q - 1) < d or delta < LEAST_DELTA
     ):  # directions without noise need delta, whatever it is
         return
+    changes = {"delta": f"{10.0 ** math.floor(math.log10(delta)):g}"}
     yield Advice(
         f"delta = {group.common['delta']:g} is large for the scale of "
         f"{_of(len(shares), group, 'embedding')}: {ranking.by.name} depends on it there, and so "
         "does what counts as view noise.",
-        ranking_command(ranking, delta=f"{10.0 ** math.floor(math.log10(delta)):g}"),
+        ranking_command(ranking, **changes),
+        changes=changes,
     )
 
 
@@ -588,16 +642,19 @@ def cost(ranking: Ranking, group: Group, n: int | None = None, q: int | None = N
 
     At a larger n the stored samples stay, at another q all are embedded again.
     """
+    if n is None and q is None:
+        return ""
     before, views = group.common["n"], group.common["q"] + 1
+    samples = n or before
     parts = []
     count = sum(len(one.rows) for one in ranking.groups)
     if ranking.embedded and before:
-        share = (n - before) / before if n else ((q or 0) + 1) / views
+        share = samples * (q + 1) / (before * views) if q else (samples - before) / before
         seconds = share * count * ranking.seconds / ranking.embedded
         parts.append(f"about {format_duration(seconds)}")
     files = [Path(row.score.file) for one in ranking.groups for row in one.rows]
     sizes = [file.stat().st_size for file in files if file.suffix == ".h5" and file.is_file()]
     if sizes and before:
-        share = n / before if n else ((q or 0) + 1) / views
+        share = samples / before * ((q + 1) / views if q else 1)
         parts.append(f"{format_size(int(share * sum(sizes)))} on the disk")
     return ", ".join(parts)

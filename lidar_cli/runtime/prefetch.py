@@ -7,7 +7,7 @@ the CPU, where a call returns when its work is done, streams have no effect.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -88,3 +88,31 @@ def wait_event(tensors: Iterable[Tensor], event: torch.cuda.Event | None) -> Non
         stream = torch.cuda.current_stream(tensor.device)
         stream.wait_event(event)
         tensor.record_stream(stream)
+
+
+def copy_to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors of one type and any shapes on the device, by one copy of all from page-locked memory.
+
+    A copy from other memory would wait for the device, and one a tensor costs a call each. Those
+    that are on the device already are returned as they are.
+    """
+    host = [tensor for tensor in tensors if tensor.device.type == "cpu"]
+    if device.type != "cuda" or not host:
+        return [tensor.to(device) for tensor in tensors]
+    packed = pack(host, page_locked=True).to(device, non_blocking=True)
+    copies = iter(unpack(packed, [tensor.shape for tensor in host]))
+    return [next(copies) if one.device.type == "cpu" else one.to(device) for one in tensors]
+
+
+def pack(tensors: Sequence[Tensor], page_locked: bool = False) -> Tensor:
+    """The numbers of all tensors of one type, one tensor after the other."""
+    count = sum(tensor.numel() for tensor in tensors)
+    packed = torch.empty(count, dtype=tensors[0].dtype, pin_memory=page_locked)
+    torch.cat([tensor.detach().reshape(-1) for tensor in tensors], out=packed)
+    return packed
+
+
+def unpack(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """The tensors that `pack` has put together; they share its memory."""
+    parts = torch.split(packed, [shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

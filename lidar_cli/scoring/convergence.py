@@ -29,7 +29,7 @@ import torch
 from lidar_cli.core.metrics import METRICS, parse_metrics
 from lidar_cli.errors import InputError
 from lidar_cli.features.embeddings import Chunk, Embeddings
-from lidar_cli.runtime.device import find_device
+from lidar_cli.runtime.device import find_scoring_device
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import (
     DEGREES,
@@ -60,7 +60,7 @@ def converge_file(
     """The scores of `score_file`, each with its `convergence`. Raises as `score_file`."""
     progress = progress or Progress()
     wanted = parse_metrics(settings.metrics)
-    device = find_device(settings.device)
+    device = find_scoring_device(settings.device)
     return [
         converge(embeddings, settings, device, wanted, progress, settings.confidence, groups)
         for embeddings in open_embeddings(path, settings)

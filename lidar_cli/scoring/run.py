@@ -30,7 +30,7 @@ from lidar_cli.features.arrays import (
 from lidar_cli.features.embeddings import Embeddings, Names
 from lidar_cli.features.reader import read_hdf5
 from lidar_cli.features.schema import OWN_LAYER, ids_digest
-from lidar_cli.runtime.device import RankInfo, check_free_memory, find_device
+from lidar_cli.runtime.device import RankInfo, check_free_memory, find_scoring_device
 from lidar_cli.runtime.files import NotAFile, did_you_mean, is_hdf5, open_regular
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, compute_score
@@ -60,7 +60,7 @@ def score_file(
     progress = progress or Progress()
     wanted = parse_metrics(settings.metrics)
     check_free_memory(f"--memory {settings.memory}", parse_size(settings.memory))
-    device = find_device(settings.device)
+    device = find_scoring_device(settings.device)
     groups = groups or open_groups(settings)
     with process_group.raise_on_any_rank() if process_group else nullcontext():
         layers = open_embeddings(path, settings)

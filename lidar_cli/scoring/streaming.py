@@ -21,7 +21,7 @@ from lidar_cli.core.subset import MOST_VIEWS, ComparedViews, HalfMeans, SampleSu
 from lidar_cli.errors import BadRows, InputError
 from lidar_cli.features.embeddings import Chunk, Embeddings, StoredArray
 from lidar_cli.runtime.device import free_memory
-from lidar_cli.runtime.prefetch import prefetch
+from lidar_cli.runtime.prefetch import copy_to_device, prefetch
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import MetricSettings
 
@@ -128,7 +128,7 @@ class LayerMoments:
             return
         device, numbers = self.rows.device, part[:1].numel()
         for block in torch.split(part, max(1, BLOCK_NUMBERS // max(1, numbers))):
-            block = block.to(device)
+            (block,) = copy_to_device([block], device)
             unit = map_pieces(partial(_unit, block), len(block), numbers, device)
             yield torch.cat(unit)
 

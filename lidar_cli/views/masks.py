@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.errors import SettingsError
+from lidar_cli.runtime.prefetch import copy_to_device
 from lidar_cli.views.parameters import Bools, Floats, Ints, Words, mix, streams, uniforms
 from lidar_cli.views.recipes import Blocks, InverseBlocks, MaskRule, MultiBlock
 
@@ -266,13 +267,16 @@ class Mask:
             -1 if self.targets is None else self.targets.shape[2],
         )
 
-    def to(self, device: torch.device | str) -> Mask:
-        """This mask on a device."""
-        return Mask(
-            None if self.seen is None else self.seen.to(device),
-            None if self.targets is None else self.targets.to(device),
-            self.compared.to(device),
-        )
+
+def masks_on(masks: Sequence[Mask], device: torch.device) -> list[Mask]:
+    """The masks, all drawn by one rule, on a device; one copy of each of their fields."""
+
+    def moved(parts: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        return copy_to_device([part for part in parts if part is not None], device) or parts
+
+    seen, targets = moved([mask.seen for mask in masks]), moved([mask.targets for mask in masks])
+    compared = copy_to_device([mask.compared for mask in masks], device)
+    return [Mask(*parts) for parts in zip(seen, targets, compared, strict=True)]
 
 
 def draw_mask(rule: MaskRule, seed: int, samples: Sequence[int], view: int, grid: Grid) -> Mask:

@@ -28,7 +28,7 @@ from lidar_cli.views.parameters import Bools, Ints, ViewParameters
 from lidar_cli.views.recipes import SOLARISE_THRESHOLD, Interpolation, Operation, Recipe
 
 SUPPORT = {"bilinear": 1, "bicubic": 2}  # half width of the filters below, in output pixels
-PIECE = 64  # pixels of a column in one row of the table; a box reads the pieces it touches
+PIECE = 64  # pixels of an image row in one row of the table; a box reads the pieces it touches
 PILLOW_PASSES = 3
 GREY = (0.2989, 0.587, 0.114)
 TINY = 1e-12  # least chroma, against a division by 0 at grey pixels, which have no hue
@@ -55,32 +55,32 @@ class Axis:
 
 @dataclass(frozen=True)
 class Sources:
-    """Images of any sizes as one table [P, PIECE] of pieces of their columns, in [0, 1].
+    """Images of any sizes as one table [P, PIECE c] of pieces of their rows, in [0, 1].
 
-    Pixels PIECE k .. PIECE (k + 1) - 1 of column x of channel c of image i are row
-    first[i] + (c width[i] + x) pieces[i] + k; the last piece of a column is padded with 0.
+    Pixels PIECE k .. PIECE (k + 1) - 1 of row y of image i, each with its c channels, are row
+    first[i] + y pieces[i] + k of the table; the last piece of a row is padded with 0.
     """
 
     table: Tensor
     first: Ints  # [b]
-    width: Ints
     pieces: Ints
     channels: int
 
     @staticmethod
     def of(stacks: Sequence[Tensor]) -> Sources:
-        """The table of stacks [m, c, w, h], uint8 or floats in [0, 1]."""
-        width = np.concatenate([np.full(len(x), x.shape[2]) for x in stacks])
-        pieces = np.concatenate([np.full(len(x), -(-x.shape[3] // PIECE)) for x in stacks])
-        sizes = stacks[0].shape[1] * width * pieces
+        """The table of stacks [m, h, w, c], uint8 or floats in [0, 1]."""
+        height = np.concatenate([np.full(len(x), x.shape[1]) for x in stacks])
+        pieces = np.concatenate([np.full(len(x), -(-x.shape[2] // PIECE)) for x in stacks])
+        sizes = height * pieces
         first = np.cumsum(sizes) - sizes
-        table = torch.zeros(int(sizes.sum()), PIECE, device=stacks[0].device)
-        counts = [x.shape[:3].numel() * -(-x.shape[3] // PIECE) for x in stacks]
+        channels = stacks[0].shape[3]
+        table = torch.zeros(int(sizes.sum()), PIECE * channels, device=stacks[0].device)
+        counts = [x.shape[:2].numel() * -(-x.shape[2] // PIECE) for x in stacks]
         for stack, rows in zip(stacks, torch.split(table, counts), strict=True):
-            rows.view(*stack.shape[:3], -1)[..., : stack.shape[3]] = stack
+            rows.view(*stack.shape[:2], -1)[..., : stack[0, 0].numel()] = stack.flatten(2)
         if stacks[0].dtype == torch.uint8:
             table.div_(255)
-        return Sources(table, first, width, pieces, stacks[0].shape[1])
+        return Sources(table, first, pieces, channels)
 
 
 def peak_floats(
@@ -88,11 +88,11 @@ def peak_floats(
 ) -> Ints:
     """Size [N] of the largest intermediate tensor of each box, in floats.
 
-    The largest is the pieces of its columns, or, if an output has more taps than half a piece has
-    pixels, their indices in the table (int64). All boxes have the taps of the widest filter.
+    The largest is the pieces of its rows, or, if an output has more taps than a piece has pixels,
+    their indices in the table. All boxes have the taps of the widest filter.
     """
-    taps = 2 * _reach(max(1.0, float((columns.length / columns.target).max())), interpolation)
-    return channels * size * max(PIECE, 2 * taps) * _touched(rows)
+    taps = 2 * _reach(max(1.0, float((rows.length / rows.target).max())), interpolation)
+    return channels * size * max(PIECE, taps) * _touched(columns)
 
 
 def _reach(shrink: float, interpolation: Interpolation) -> int:
@@ -100,10 +100,10 @@ def _reach(shrink: float, interpolation: Interpolation) -> int:
     return math.ceil(SUPPORT[interpolation] * shrink)
 
 
-def _touched(rows: Axis) -> Ints:
-    """Pieces of a column that a box touches, [N]."""
-    touched: Ints = (rows.start + rows.length - 1) // PIECE - rows.start // PIECE + 1
-    return touched
+def _touched(columns: Axis) -> Ints:
+    """Pieces of a row that a box touches, [N]."""
+    last: Ints = (columns.start + columns.length - 1) // PIECE
+    return last - columns.start // PIECE + 1
 
 
 def resample(
@@ -120,29 +120,28 @@ def resample(
     weight. Bicubic overshoot is clamped, as in 8-bit pipelines.
     """
     n, c, device = len(images), sources.channels, sources.table.device
-    first, width, pieces = (x[images] for x in (sources.first, sources.width, sources.pieces))
     arrays = [
-        np.stack([np.concatenate([getattr(axis, f.name) for axis in (columns, rows)])
+        np.stack([np.concatenate([getattr(axis, f.name) for axis in (rows, columns)])
                   for f in fields(Axis)]),
-        np.stack([first, width * pieces, pieces, rows.start // PIECE]),
+        np.stack([sources.first[images], sources.pieces[images], columns.start // PIECE]),
     ]  # fmt: skip
     axes, offsets = to_device(arrays, device)
-    shrink = max(float((axis.length / axis.target).max()) for axis in (columns, rows))
+    shrink = max(float((axis.length / axis.target).max()) for axis in (rows, columns))
     index, weight = _taps(axes, size, max(1.0, shrink), interpolation)
 
-    channel = torch.arange(c, device=device).view(c, 1, 1, 1)
-    piece = torch.arange(int(_touched(rows).max()), device=device)[:, None]
-    first, plane, pieces, low = offsets.long().view(4, n, 1, 1, 1, 1)
+    first, pieces, low = offsets.int().view(3, n, 1, 1, 1)
+    piece = torch.arange(int(_touched(columns).max()), dtype=torch.int32, device=device)[:, None]
     piece = torch.minimum(low + piece, pieces - 1)  # a box that touches fewer repeats the last
-    x = index[:n].view(n, 1, size, 1, -1) * pieces  # [N, 1, S, 1, T]
-    narrow = weighted_rows(
-        sources.table, first + channel * plane + piece + x, weight[:n].view(n, 1, size, 1, -1)
-    )  # [N, c, S, pieces, PIECE]
-    table = narrow.view(n, c, size, -1).transpose(2, 3).contiguous()  # [N, c, pieces PIECE, S]
-    y = index[n:].view(n, 1, size, -1) - PIECE * low.view(n, 1, 1, 1)  # [N, 1, S, T]
-    start = torch.arange(c * n, device=device).view(n, c, 1, 1) * table.shape[2]
-    small = weighted_rows(table.view(-1, size), start + y, weight[n:].view(n, 1, size, -1))
-    return small.clamp_(0, 1)
+    y = index[:n].view(n, size, 1, -1) * pieces  # [N, S, 1, T]
+    short = weighted_rows(sources.table, first + piece + y, weight[:n].view(n, size, 1, -1))
+    table = transpose(short.view(n, size, -1))  # [N, pieces PIECE c, S]
+    x = index[n:].view(n, 1, size, -1) - PIECE * low  # [N, 1, S, T]
+    start = table.shape[1] * torch.arange(n, dtype=torch.int32, device=device).view(n, 1, 1, 1)
+    channel = torch.arange(c, dtype=torch.int32, device=device).view(c, 1, 1)
+    small = weighted_rows(
+        table.view(-1, size), start + channel + c * x, weight[n:].view(n, 1, size, -1)
+    )  # [N, c, S, S], columns first
+    return transpose(small).clamp_(0, 1)
 
 
 def _taps(
@@ -164,11 +163,11 @@ def _taps(
     x = start + (i + offset + 0.5) * length / target - 0.5  # [N, S]
     # Double precision up to here, so that the distances are exact on wide images too.
     floor = x.floor()
-    steps = torch.arange(-reach, reach + 2, device=axes.device)
-    index = floor.long()[..., None] + steps
+    steps = torch.arange(-reach, reach + 2, dtype=torch.int32, device=axes.device)
+    index = floor.int()[..., None] + steps
     distance = steps - (x - floor).float()[..., None]
     weight = _filter(distance / (length / target).clamp(min=1).float()[..., None], interpolation)
-    start, stop = start.long()[..., None], (start + length).long()[..., None]
+    start, stop = start.int()[..., None], (start + length).int()[..., None]
     inside = torch.minimum(torch.maximum(index, start), stop - 1)
     weight *= inside == index
     # The last of the cumulative sums, not `sum`: it is the same bits whatever zeros are appended.
@@ -202,6 +201,18 @@ def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return sums.view(*index.shape[:-1], table.shape[1])
 
 
+def transpose(x: Tensor) -> Tensor:
+    """The transposed matrices [..., B, A] of x [..., A, B], contiguous."""
+    if not x.is_cpu:
+        return x.transpose(-1, -2).contiguous()
+    # Shuffling A groups of B channels transposes, three times as fast as a strided copy on a CPU.
+    *batch, a, b = x.shape
+    length = a * b
+    pixels = x.reshape(-1, length, 1, 1)
+    pixels = pixels.as_strided(pixels.shape, (length, 1, length, length))  # channels last
+    return torch.channel_shuffle(pixels, a).view(*batch, b, a)
+
+
 def to_device(arrays: Sequence[npt.NDArray[np.generic]], device: torch.device) -> list[Tensor]:
     """Arrays in double precision on a device, copied in one asynchronous transfer."""
     flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays], dtype=np.float64))
@@ -229,10 +240,10 @@ def contrast(x: Tensor, factor: Tensor) -> None:
 
     Of other than three channels, about the mean of all; of one, as torchvision does.
     """
-    level = grey(x) if x.shape[1] == 3 else x.mean(dim=1, keepdim=True)
     # Row by row: threads would split a sum over one complete view, and round differently.
-    mean = level.sum(dim=3, keepdim=True).double().mean(dim=2, keepdim=True).float()
-    x.mul_(factor).add_(mean.div_(x.shape[3]).mul_(1 - factor)).clamp_(0, 1)
+    means = x.sum(dim=3, keepdim=True).double().mean(dim=2, keepdim=True).div_(x.shape[3])
+    mean = grey(means) if x.shape[1] == 3 else means.mean(dim=1, keepdim=True)
+    x.mul_(factor).add_(mean.float().mul_(1 - factor)).clamp_(0, 1)
 
 
 def saturation(x: Tensor, factor: Tensor) -> None:
@@ -244,12 +255,11 @@ def saturation(x: Tensor, factor: Tensor) -> None:
 def hue(x: Tensor, turn: Tensor) -> None:
     """Turn the hue of views, in place; turn [N, 1, 1, 1] in circles.
 
-    H is the hue in circles, low the smallest channel, C the largest less the smallest:
+    h is the turned hue in [0, 1), low the smallest channel, high the largest, C = high - low:
 
-        channel = low + 6 C clip(d - 1/6, 0, 1/6),   d = distance of H + turn + k to whole numbers,
-        k = 1/2, 1/6, -1/6 for R, G, B
+        R = low - C + 6 C |h - 1/2|,   G = low + 2 C - 6 C |h - 1/3|,   B: G with 2/3 for 1/3
 
-    Equal to the conversion from HSV through its six cases, without the cases.
+    each clamped to [low, high]. Equal to the conversion from HSV through its six cases.
     """
     r, g, b = torch.split(x, 1, dim=1)
     high, low = torch.maximum(r, g), torch.minimum(r, g)
@@ -262,11 +272,16 @@ def hue(x: Tensor, turn: Tensor) -> None:
     chosen = torch.eq(g, high, out=torch.empty_like(high))
     h.lerp_(other, chosen)
     h.lerp_(torch.sub(g, b, out=other), torch.eq(r, high, out=chosen))
-    chroma.mul_(6)
-    h.div_(chroma).add_(turn + 1)  # positive, for frac
-    # k + 1/2, since the distance of z to whole numbers is |frac(z + 1/2) - 1/2|.
-    torch.add(h, 1 - torch.arange(3, device=x.device).view(3, 1, 1) / 3, out=x)
-    x.frac_().sub_(0.5).abs_().sub_(1 / 6).clamp_(0, 1 / 6).mul_(chroma).add_(low)
+    torch.mul(chroma, 6, out=other)
+    h.div_(other).add_(turn + 1).frac_()  # positive, for frac
+    for channel, centre in ((r, 1 / 2), (g, 1 / 3), (b, 2 / 3)):
+        torch.sub(h, centre, out=channel)
+    x.abs_().mul_(other)
+    r.add_(torch.sub(low, chroma, out=other))
+    torch.add(low, chroma, alpha=2, out=other)
+    torch.sub(other, g, out=g)
+    torch.sub(other, b, out=b)
+    torch.clamp(x, low, high, out=x)
 
 
 def solarise(x: Tensor) -> Tensor:
@@ -280,9 +295,10 @@ def blur(x: Tensor, sigma: Tensor, kernel: int) -> None:
     sigma: [N], in pixels.
     """
     size, radius = x.shape[-1], kernel // 2
-    offset = torch.arange(-radius, radius + 1, device=x.device)
+    offset = torch.arange(-radius, radius + 1, dtype=torch.int32, device=x.device)
     weight = torch.exp(-0.5 * (offset / sigma.double()[:, None]) ** 2)
-    index = (torch.arange(size, device=x.device)[:, None] + offset).abs()  # [S, K]
+    pixel = torch.arange(size, dtype=torch.int32, device=x.device)
+    index = (pixel[:, None] + offset).abs()  # [S, K]
     index = size - 1 - (size - 1 - index).abs()
     _both_axes(x, index, weight / weight.sum(dim=1, keepdim=True), 1)
 
@@ -307,10 +323,11 @@ def pillow_blur(x: Tensor, sigma: Tensor, largest: float) -> None:
     a = (2 * inner + 1) * (inner * (inner + 1) - 3 * s) / (6 * (s - (inner + 1) ** 2))
     # From `largest`, since a value of sigma on the GPU would have to be waited for.
     reach = math.floor((math.sqrt(4 * largest**2 + 1) - 1) / 2) + 1
-    offset = torch.arange(-reach, reach + 1, device=x.device)
+    offset = torch.arange(-reach, reach + 1, dtype=torch.int32, device=x.device)
     inside = (inner + 1)[:, None] - offset.abs()  # pixels from the outermost one, [N, K]
     weight = torch.where(inside > 0, 1.0, torch.where(inside == 0, a[:, None], 0.0))
-    index = (torch.arange(size, device=x.device)[:, None] + offset).clamp_(0, size - 1)
+    pixel = torch.arange(size, dtype=torch.int32, device=x.device)
+    index = (pixel[:, None] + offset).clamp_(0, size - 1)
     _both_axes(x, index, weight / (2 * (inner + a) + 1)[:, None], PILLOW_PASSES)
 
 
@@ -320,13 +337,13 @@ def _both_axes(x: Tensor, index: Tensor, weight: Tensor, passes: int) -> None:
     index: [S, K], the pixels that each output reads; weight: [N, K], their weights.
     """
     n, c, size, _ = x.shape
-    first = size * torch.arange(c * n, device=x.device).view(n, c, 1, 1)
+    first = size * torch.arange(c * n, dtype=torch.int32, device=x.device).view(n, c, 1, 1)
     rows, weight = first + index, weight.float().view(n, 1, 1, -1)
     filtered = x
     for _ in range(2):
         for _ in range(passes):
-            filtered = weighted_rows(filtered.reshape(-1, size), rows, weight)
-        filtered = filtered.transpose(2, 3)
+            filtered = weighted_rows(filtered.view(-1, size), rows, weight)
+        filtered = transpose(filtered)
     x.copy_(filtered)
 
 

@@ -6,6 +6,7 @@ Axes: b images of any sizes, q views each, c channels, S the side of a view.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -141,10 +142,9 @@ class _Normalised:
         dtype: torch.dtype,
         memory_format: torch.memory_format,
     ) -> None:
-        device, channels = images[0].device, images[0].shape[2]
-        self.views = torch.empty(
-            count, channels, size, size, dtype=dtype, device=device, memory_format=memory_format
-        )
+        device, shape = images[0].device, (count, images[0].shape[2], size, size)
+        strides = torch.empty(shape, device="meta", memory_format=memory_format).stride()
+        self.views = _empty(math.prod(shape), dtype, device).as_strided(shape, strides)
         stats = to_device([np.asarray(recipe.mean), np.asarray(recipe.std)], device)
         self.mean, self.std = (stat.float().view(-1, 1, 1) for stat in stats)
 
@@ -169,23 +169,26 @@ def _resample_all(
 
     after: gets the resampled pixels [n, c, S, S] of each portion; on a CPU several threads call it.
     arrange: sorts the boxes of a group. change: changes the uncropped image of each box, a copy
-    [n, c, w, h], before resampling. All three get the numbers i q + j of the boxes.
+    [n, c, h, w], before resampling. All three get the numbers i q + j of the boxes.
     """
     on_cpu = images[0].device.type == "cpu"
     most, threads = (CPU_FLOATS, torch.get_num_threads()) if on_cpu else (GPU_FLOATS, 1)
     if on_cpu:
         _keep_freed_memory()
     q = rows.start.shape[1]
-    planes = [image.permute(2, 1, 0)[None] for image in images]  # [1, c, w, h]
+    stacks = [image[None] for image in images]  # [1, h, w, c]
     pixels = np.asarray([image.numel() for image in images])
 
     def resample_group(group: slice) -> None:
         boxes = arrange(np.arange(group.start * q, group.stop * q))
         floats = peak_floats(
-            rows.select(boxes), columns.select(boxes), size, interpolation, planes[0].shape[1]
+            rows.select(boxes), columns.select(boxes), size, interpolation, images[0].shape[2]
         )
+        if on_cpu:  # a portion has the pieces and taps of its largest box: join boxes of one size
+            order = np.argsort(floats, kind="stable")
+            boxes, floats = boxes[order], floats[order]
         if change is None:
-            shared = Sources.of(planes[group])
+            shared = Sources.of(stacks[group])
         else:
             floats = np.maximum(floats, IMAGE_COPIES * pixels[boxes // q])
 
@@ -194,8 +197,8 @@ def _resample_all(
             if change is None:
                 sources, source = shared, some // q - group.start
             else:
-                stacks, source = _changed_images(planes, some, q, change)
-                sources = Sources.of(stacks)
+                changed, source = _changed_images(images, some, q, change)
+                sources = Sources.of(changed)
             x = resample(
                 sources, source, rows.select(some), columns.select(some), size, interpolation
             )
@@ -212,6 +215,16 @@ def _resample_all(
         resample_group(group)
 
 
+def _empty(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised numbers [count]; on a CPU, from NumPy's allocator.
+
+    It asks Linux for pages of 2 MB, so that writing a batch takes a few page faults, not thousands.
+    """
+    if device.type != "cpu":
+        return torch.empty(count, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(count * dtype.itemsize, np.uint8)).view(dtype)
+
+
 @functools.cache
 def _keep_freed_memory() -> None:
     """Let glibc reuse up to 64 MB of freed memory for the next portion.
@@ -225,18 +238,19 @@ def _keep_freed_memory() -> None:
 
 
 def _changed_images(
-    planes: Sequence[Tensor], boxes: Ints, q: int, change: Change
+    images: Sequence[Tensor], boxes: Ints, q: int, change: Change
 ) -> tuple[list[Tensor], Ints]:
-    """Changed copies of the image of each box [n]: stacks [m, c, w, h], and each copy's index."""
-    sizes = np.asarray([planes[box // q].shape for box in boxes])
+    """Changed copies of the image of each box [n]: stacks [m, h, w, c], and each copy's index."""
+    sizes = np.asarray([images[box // q].shape for box in boxes])
     _, kinds = np.unique(sizes, axis=0, return_inverse=True)
     kinds = kinds.reshape(-1)  # some versions of NumPy return a column
     order = np.argsort(kinds, kind="stable")
     stacks = []
     for members in np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1):
-        stack = torch.cat([planes[box // q] for box in boxes[members]]).float().div_(255)
+        copies = torch.stack([images[box // q] for box in boxes[members]]).permute(0, 3, 1, 2)
+        stack = copies.contiguous().float().div_(255)
         change(stack, boxes[members])
-        stacks.append(stack)
+        stacks.append(stack.permute(0, 2, 3, 1))
     return stacks, np.argsort(order)
 
 

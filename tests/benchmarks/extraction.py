@@ -4,6 +4,7 @@ import time
 from contextlib import ExitStack
 from unittest import mock
 
+import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -11,6 +12,15 @@ from lidar_cli.data.dataset import Samples
 from lidar_cli.extraction.engine import EmbeddingModel, ViewSource
 from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.views.pipeline import Views
+
+STAGES = (  # of `extract`
+    (Samples, "decode", "decode"),
+    (Views, "views", "views"),
+    (Views, "clean", "views"),
+    (ViewSource, "_assemble", "copy"),
+    (EmbeddingModel, "forward", "forward"),
+    (FeatureWriter, "write", "write"),
+)
 
 
 def photographs(folder, count, height=375, width=500):
@@ -27,7 +37,8 @@ def photographs(folder, count, height=375, width=500):
 def profile(whole):
     """Shares of the wall time of one run; stages overlap, so that they may add up to more than 1.
 
-    On CUDA they are those of the threads that start the work.
+    On CUDA they are those of the threads that start the work. A profiler of torch, where one is
+    active, records each stage under its name.
     """
     spent = {}
 
@@ -37,27 +48,24 @@ def profile(whole):
         def timing(*given, **named):
             begun = time.perf_counter()
             try:
-                return function(*given, **named)
+                with torch.profiler.record_function(stage):
+                    return function(*given, **named)
             finally:
                 spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - begun
 
         return mock.patch.object(owner, name, timing)
 
     with ExitStack() as stack:
-        for owner, name, stage in (
-            (Samples, "decode", "decode"),
-            (Views, "views", "views"),
-            (Views, "clean", "views"),
-            (ViewSource, "_assemble", "copy"),
-            (EmbeddingModel, "forward", "forward"),
-            (FeatureWriter, "write", "write"),
-        ):
+        for owner, name, stage in STAGES:
             stack.enter_context(timed(owner, name, stage))
         begun = time.perf_counter()
         whole()
         total = time.perf_counter() - begun
     spent["copy"] -= spent["views"]  # views are made inside
+    return "of the wall time " + shares(spent, total)
+
+
+def shares(spent, total):
+    """The share of each stage in the total, as text."""
     stages = ("forward", "views", "decode", "copy", "write")
-    return "of the wall time " + ", ".join(
-        f"{stage} {spent[stage] / total:.0%}" for stage in stages
-    )
+    return ", ".join(f"{stage} {spent.get(stage, 0) / total:.0%}" for stage in stages)

@@ -32,7 +32,7 @@ from lidar_cli.report.page.markup import (
 )
 from lidar_cli.report.page.table import Entry, Listing, explanations, tables
 from lidar_cli.report.text import CAUTIONS, MISSING, counted, tied_ranks
-from lidar_cli.report.verdict import cautions, group_verdict, verdict
+from lidar_cli.report.verdict import cautions, group_verdict, verdict, with_one_command
 from lidar_cli.scoring.compute import Score
 
 MARKED = (
@@ -197,8 +197,13 @@ def _head(kicker: str, title: str, lead: str) -> Markup:
 def _cautions(ranking: Ranking) -> Markup:
     """The most important cautions, each with the command that cures it."""
     items = [
-        element("li", None, one.text, element("code", None, one.command) if one.command else "")
-        for one in cautions(ranking)[:CAUTIONS]
+        element(
+            "li",
+            None,
+            one.text or f"{label}:",
+            element("code", None, one.command) if one.command else "",
+        )
+        for label, one in with_one_command(cautions(ranking)[:CAUTIONS], ranking)
     ]
     return element("div", {"class": "warnings"}, element("ul", None, *items)) if items else Markup()
 
