@@ -412,7 +412,7 @@ def read_or_reason(path):
 
 
 @pytest.mark.filterwarnings("ignore")  # the parsers warn of what they then refuse
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.sampled_from(sorted(VALID)), st.data())
 def test_any_damage_is_an_array_or_one_line(tmp_path, kind, data):
     """Bytes changed or cut anywhere: either still readable, or our error; never another."""

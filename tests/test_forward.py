@@ -215,6 +215,9 @@ def test_a_module_of_ones_own_is_not_compiled(tmp_path: Path) -> None:
 def test_a_compiled_backbone_embeds_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no processes that wait
+    # Neither headers compiled for later use nor programs that try the processor's instructions.
+    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)
+    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)
     checkpoint(tmp_path / "a.pt", widths=(4,))  # each kind of operation, in one stage
     folder = image_folder(tmp_path / "images", 3)
     settings = ExtractSettings(
