@@ -6,10 +6,12 @@ functions of this package, RANK describes the processes of the script, which do 
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -54,6 +56,18 @@ def find_device(name: str) -> torch.device:
             f"--device {name}: {reason}; expected auto, cpu, cuda or cuda:N"
         ) from error
     return device
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """No garbage collection in the block, which imports torch: it takes time and frees nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def cpu_count() -> int:
