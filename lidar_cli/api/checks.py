@@ -18,12 +18,14 @@ from lidar_cli.errors import (
     CheckpointError,
     InputError,
     LidarError,
+    NoProcess,
     SettingsError,
     nearest,
     shortened,
 )
 from lidar_cli.runtime.device import check_device_name
 from lidar_cli.runtime.files import HDF5_SIGNATURE, did_you_mean, is_stream, open_regular
+from lidar_cli.runtime.sandbox import run_limited
 from lidar_cli.runtime.streams import write_remark
 from lidar_cli.settings import (
     LAYERS,
@@ -42,6 +44,7 @@ TORCH = "a file of torch.save"
 SAFETENSORS = "a safetensors file"
 HDF5 = "an HDF5 file of embeddings"
 ARRAYS = ("a .npy array", "a .npz file of arrays")
+NPY_HEADER = "lidar_cli.features.numpy_headers:npy"
 WEB_PAGE = "a web page, not what was to be downloaded; fetch it again"
 POINTER = "a pointer of Git LFS, not the file itself; fetch it with: git lfs pull"
 EMPTY = "empty; copy or save it again"
@@ -132,6 +135,8 @@ def usable_embeddings(
     for file in files:
         try:
             check_embeddings(file, command, options)
+        except NoProcess:
+            raise
         except LidarError as error:
             status = error.exit_status
             write_remark(f"error: {error}")
@@ -141,7 +146,7 @@ def usable_embeddings(
 
 
 def check_embeddings(path: Path, command: str, options: str = "") -> None:
-    """Raise InputError if a path cannot be embeddings. command: score or probe."""
+    """Raise InputError if a path cannot be embeddings, and NoProcess. command: score or probe."""
     check_exists(path, "no such file")
     if path.is_dir():
         raise InputError(
@@ -158,6 +163,9 @@ def check_embeddings(path: Path, command: str, options: str = "") -> None:
             "images in a folder a class:  lidar extract ckpt.pt --data FOLDER",
             code="no-labels",
         )
+    if kind == ARRAYS[0]:
+        advice = "copy or save it again"
+        run_limited(NPY_HEADER, path, str(path), error=InputError, advice=advice)
     if kind in (TORCH, SAFETENSORS) and (model := _recognised(path)):
         output = shlex.quote(f"{path.stem}.h5")
         raise InputError(

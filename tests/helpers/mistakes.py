@@ -90,6 +90,7 @@ MISTAKES = (
     Mistake("probe z.npy", 3, "lidar extract ckpt.pt --data FOLDER"),
     Mistake("inspect z.npy", 3, "lidar score z.npy"),
     Mistake("rank page.pt", 3, "saved in place of a download; fetch the file again"),
+    Mistake("score cut.npy", 3, "copy or save it again"),
     Mistake("score page.pt", 3, "a web page, not what was to be downloaded; fetch it again"),
     # outputs
     Mistake("extract ckpt.pt -o out/x.h5", 2, "mkdir -p out"),
@@ -105,6 +106,7 @@ def make_workplace(folder: Path) -> None:
     checkpoint(folder / "ckpt.pt")
     checkpoint(folder / "runs" / "a" / "last.ckpt", seed=1)
     np.save(folder / "z.npy", np.random.default_rng(0).normal(size=(50, 3, 8)))
+    (folder / "cut.npy").write_bytes((folder / "z.npy").read_bytes()[:60])
     image_folder(folder / "photos", 4)
     (folder / "acc.csv").write_text("path,accuracy\n")
     (folder / "page.pt").write_text("<!DOCTYPE html>\n<html></html>\n")
