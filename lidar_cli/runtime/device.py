@@ -6,10 +6,12 @@ functions of this package, RANK describes the processes of the script, which do 
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -80,6 +82,18 @@ def find_scoring_device(name: str) -> torch.device:
     """As `find_device`, but `auto` is no device that is slow in float64."""
     device = find_device(name)
     return scoring_device(device) if name == "auto" else device
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Collect no garbage in the block, where torch is imported: nothing would be freed."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def cpu_count() -> int:
