@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import gc
 import os
 import signal
 import sys
@@ -34,6 +35,8 @@ def main() -> None:
             _run()
     finally:
         sys.unraisablehook = previous_hook
+        # The interpreter collects garbage as it exits; this takes torch's objects out of that.
+        gc.freeze()
 
 
 def _run() -> None:

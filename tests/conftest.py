@@ -1,4 +1,8 @@
 import os
+import sys
+
+# Without bytecode every process that a test starts compiles the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Before torch, and for the processes that tests start: threads of one small operation wait for one
 # another, which takes many times the work where something else has the second core.
@@ -6,6 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+
+sys.dont_write_bytecode = False
 
 try:
     from hypothesis import HealthCheck, settings

@@ -1,5 +1,7 @@
 import io
 import json
+import subprocess
+import sys
 import zipfile
 
 import h5py
@@ -12,6 +14,7 @@ from raising import raises
 from safetensors.torch import save_file
 
 from lidar_cli.errors import InputError, LidarError
+from lidar_cli.features import numpy_headers
 from lidar_cli.scoring.run import open_embeddings
 from lidar_cli.settings import ScoreSettings
 
@@ -412,7 +415,7 @@ def read_or_reason(path):
 
 
 @pytest.mark.filterwarnings("ignore")  # the parsers warn of what they then refuse
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.sampled_from(sorted(VALID)), st.data())
 def test_any_damage_is_an_array_or_one_line(tmp_path, kind, data):
     """Bytes changed or cut anywhere: either still readable, or our error; never another."""
@@ -428,3 +431,45 @@ def test_any_damage_is_an_array_or_one_line(tmp_path, kind, data):
         assert "\n" not in found
     else:
         assert found.numel() > 0
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4", "<i8", "|u1", "<U3"])
+@pytest.mark.parametrize("shape", [(), (3,), (0, 4), (2, 3, 4)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_header_is_read_as_numpy_reads_it(dtype, shape, order):
+    content = io.BytesIO()
+    np.save(content, np.zeros(shape, dtype, order))
+    content.seek(0)
+    record = numpy_headers.npy(content, "z.npy")
+    content.seek(8)
+    expected = np.lib.format.read_array_header_1_0(content)
+    assert (record["shape"], record["fortran"]) == expected[:2]
+    assert (record["dtype"] or record["text"], record["type"]) == (dtype, str(expected[2]))
+    assert record["offset"] == content.tell()
+
+
+@pytest.mark.parametrize("shape", ["(3)", "(3 4)", "(,)", "(03, 4)", "(3, , 4)"])
+def test_a_shape_that_numpy_refuses_is_refused(shape):
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    content = io.BytesIO(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with pytest.raises(InputError):
+        numpy_headers.npy(content, "z.npy")
+
+
+HEADER_ALONE = """
+import sys
+from lidar_cli.features.numpy_headers import npy
+with open(sys.argv[1], "rb") as file:
+    npy(file, "z.npy")
+print("numpy" in sys.modules)
+"""
+
+
+def test_a_header_of_floating_point_numbers_needs_no_import_of_numpy(tmp_path):
+    answers = []
+    for dtype in ("float32", "int64"):
+        np.save(tmp_path / "z.npy", np.zeros((2, 3), dtype))
+        command = [sys.executable, "-c", HEADER_ALONE, str(tmp_path / "z.npy")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        answers.append(done.stdout.strip())
+    assert answers == ["False", "True"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from formats import FIXTURES
+from formats import FIXTURES, descriptions
 from formats_solo import solo_learn_vicreg
 from formats_vissl import vissl_simclr
 from layouts import Weights, describe, lightning, mlp
@@ -60,13 +60,9 @@ def values(path: Path, *assume: str, **options: Any) -> dict[str, Any]:
 # Said, in every format
 
 
-def test_every_format_says_what_its_weights_leave_open(tmp_path: Path) -> None:
+def test_every_format_says_what_its_weights_leave_open() -> None:
     """Pixels always, strides of a ResNet always, heads of a ViT unless a tensor has them."""
-    for name, make in FIXTURES.items():
-        (tmp_path / name).mkdir()
-        path = make().save(tmp_path / name)
-        contents = read_contents(path)
-        description = describe(path, as_dict(contents), config=contents.config)
+    for name, (description, configured) in descriptions().items():
         assumed, arch = description.assumed, description.arch
         assert list(assumed) == [key for key in ASSUME_KEYS if key in assumed], name
         assert ("pixel_stats" in assumed) != bool(description.stats_source)
@@ -78,7 +74,7 @@ def test_every_format_says_what_its_weights_leave_open(tmp_path: Path) -> None:
         no_choice = ("beit", "resnet", "convnext", "swin", "poolformer", "wide_resnet")
         by_tensor = arch.startswith(no_choice)
         by_tensor |= not learned and "registers" in arch  # rotary, with periods or frequencies
-        decided = contents.config is not None or by_tensor
+        decided = configured or by_tensor
         assert ("heads" in assumed) != decided, name
         assert all(one.why for one in assumed.values()), name
 

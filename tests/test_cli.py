@@ -388,8 +388,9 @@ def test_a_switch_of_the_config_can_be_turned_off_again(tmp_path: Path) -> None:
 
 def test_too_little_memory_is_one_line(tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", np.ones((4, 2, 200_000), np.float32))
-    command = f"ulimit -v 16000000; {sys.executable} -m lidar_cli score wide.npy"
-    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    script = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34)); "
+    script += "from lidar_cli.__main__ import main; main()"
+    done = run_command(["score", "wide.npy"], tmp_path, environment(), script=script)
     assert done.returncode == 3
     assert "not enough memory for moments of d = 200,000: 596.0 GB" in done.stderr
     assert "Traceback" not in done.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from formats import FIXTURES
+from formats import FIXTURES, descriptions
 from layouts import Fixture, Weights, describe, lightning
 from raising import raises
 from torch import Tensor
@@ -23,7 +23,7 @@ from lidar_cli.checkpoints.models.weights import shapes, shapes_of
 from lidar_cli.checkpoints.open import build, open_checkpoint
 from lidar_cli.checkpoints.reading.read import as_dict, read_checkpoint, read_contents
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import Assumed, CheckpointDescription
+from lidar_cli.checkpoints.shapes.spec import Assumed
 from lidar_cli.errors import CheckpointError, SettingsError
 
 
@@ -38,11 +38,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def pixels(size: int = 32) -> Tensor:
     return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(7))
-
-
-def described(path: Path, **options: Any) -> CheckpointDescription:
-    contents = read_contents(path)
-    return describe(path, as_dict(contents), config=contents.config, **options)
 
 
 def save(path: Path, tree: Any) -> Path:
@@ -78,10 +73,10 @@ def test_embeddings_equal_the_literal_forward_pass(
     assert loaded.description.branch == branch
 
 
-def test_branches_differ_and_the_default_is_the_evaluated_one(saved: dict[str, Path]) -> None:
+def test_branches_differ_and_the_default_is_the_evaluated_one() -> None:
     for name, make in FIXTURES.items():
         branches = tuple(dict.fromkeys(branch for branch, _ in make().embed))
-        description = described(saved[name])
+        description, _ = descriptions()[name]
         assert description.branches == branches, name
         assert description.branch == branches[0], name
         images = pixels(make().size)
@@ -90,15 +85,15 @@ def test_branches_differ_and_the_default_is_the_evaluated_one(saved: dict[str, P
             assert not torch.allclose(first, make().embed[other, "backbone"](images)), name
 
 
-def test_confusion_table(saved: dict[str, Path]) -> None:
+def test_confusion_table() -> None:
     """Every fixture is recognised as its own format, and nothing is guessed between two."""
-    table = {name: described(path).format for name, path in saved.items()}
+    table = {name: description.format for name, (description, _) in descriptions().items()}
     assert table == {name: make().format for name, make in FIXTURES.items()}
-    for name, path in saved.items():
+    for name, (description, _) in descriptions().items():
         for option in ("ignored", "arch"):
             expected = getattr(FIXTURES[name](), option)
             if expected:
-                assert getattr(described(path), option) == expected
+                assert getattr(description, option) == expected
 
 
 def test_every_format_has_a_fixture() -> None:
@@ -252,7 +247,7 @@ def test_head_count_is_the_methods_own(saved: dict[str, Path], tmp_path: Path) -
 
 def test_a_head_count_is_assumed_by_the_format_or_by_the_width(saved: dict[str, Path]) -> None:
     for name, why in {"dino-vit": "dino's", "timm-vit": "usual for width 192"}.items():
-        assert described(saved[name]).assumed["heads"] == Assumed(3, why)
+        assert descriptions()[name][0].assumed["heads"] == Assumed(3, why)
 
 
 def test_cifar_stems_differ_in_padding_alone(tmp_path: Path) -> None:

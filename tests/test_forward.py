@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,10 +33,12 @@ from lidar_cli.extraction.engine import (
 )
 from lidar_cli.extraction.plan import identity
 from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.ranking.session import rank_directory
 from lidar_cli.runtime.device import scoring_device
 from lidar_cli.runtime.prefetch import pack, unpack
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import score_file
-from lidar_cli.settings import ExtractSettings, ScoreSettings
+from lidar_cli.settings import ExtractSettings, RankSettings, ScoreSettings
 
 # Batch size
 
@@ -128,6 +132,33 @@ def test_convnets_work_channels_last(tmp_path: Path) -> None:
 # Number formats
 
 
+def notes_about_precision(precision: str) -> int:
+    """How many notes are due: Linux lists the instructions that oneDNN's products need."""
+    flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
+    wide, narrow = {"avx512bw", "avx512vl", "avx512dq"}, {"avx_vnni_int8", "avx_ne_convert"}
+    return 0 if precision == "float32" or wide <= flags or narrow <= flags else 1
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="reads the flags of x86"
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_rank_says_once_that_the_cpu_lacks_a_precision(tmp_path: Path, precision: str) -> None:
+    for seed in range(2):
+        checkpoint(tmp_path / "runs" / f"{seed}.pt", seed)
+    notes: list[str] = []
+
+    class Notes(Progress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    given: dict[str, Any] = {"n_samples": 8, "n_views": 2, "device": "cpu", "precision": precision}
+    settings = RankSettings(**given)
+    rank_directory(tmp_path / "runs", settings, Notes())
+    about = [text for text in notes if text.startswith(f"--precision {precision}")]
+    assert len(about) == notes_about_precision(precision)
+
+
 @pytest.mark.parametrize("layer", ["backbone", "projector"])
 def test_reduced_precision_changes_lidar_by_less_than_a_percent(tmp_path: Path, layer: str) -> None:
     # BatchNorm has the statistics of photographs: the spread of the embeddings is that of a trained
@@ -184,6 +215,9 @@ def test_a_module_of_ones_own_is_not_compiled(tmp_path: Path) -> None:
 def test_a_compiled_backbone_embeds_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no processes that wait
+    # Neither headers compiled for later use nor programs that try the processor's instructions.
+    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)
+    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)
     checkpoint(tmp_path / "a.pt", widths=(4,))  # each kind of operation, in one stage
     folder = image_folder(tmp_path / "images", 3)
     settings = ExtractSettings(

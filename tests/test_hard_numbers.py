@@ -119,7 +119,7 @@ def test_any_of_them_at_any_chunking(
     checked(tmp_path / "z.npy", memory=memory, confidence=0.95, **more)
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(
     layer=st.sampled_from(sorted(WIDTHS)),
     part=st.sampled_from(["views", "clean", "crc32"]),

@@ -8,15 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from formats import FIXTURES
-from layouts import describe
+from formats import FIXTURES, descriptions
 from make import checkpoint, environment, image_folder, lidar_here
 from raising import raises
 
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.inspect import formats, inspect_file
 from lidar_cli.checkpoints.open import open_checkpoint
-from lidar_cli.checkpoints.reading.read import as_dict, read_contents
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.extraction.plan import choose_recipe
 from lidar_cli.features.reader import read_provenance
@@ -216,15 +214,12 @@ def test_auto_views_are_those_of_the_method_if_there_is_such_a_recipe(tmp_path: 
 
 
 def test_the_pixel_statistics_that_are_said_are_used(tmp_path: Path) -> None:
-    for name, make in FIXTURES.items():
-        (tmp_path / name).mkdir()
-        contents = read_contents(path := make().save(tmp_path / name))
-        description = describe(path, as_dict(contents), config=contents.config)
+    for name, (description, _) in descriptions().items():
         recipe = choose_recipe(ExtractSettings(), description)
         assumed = description.assumed.get("pixel_stats")
         said = pixel_statistics(str(assumed.value) if assumed else description.pixel_stats)
         assert said == (recipe.mean, recipe.std), name
-    path = tmp_path / "swav-released" / FIXTURES["swav-released"]().file
+    path = FIXTURES["swav-released"]().save(tmp_path)
     text = "0.485,0.456,0.406/0.228,0.224,0.225"  # src/multicropdataset.py
     assert inspect_file(path, InspectSettings()).pixel_stats == text
 

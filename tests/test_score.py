@@ -392,7 +392,7 @@ def arrays(draw):
     return draw(npst.arrays(dtype, shape, elements=draw(st.sampled_from([numbers, few]))))
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(arrays(), st.sampled_from([0.0, 1e-4, 1e6]), st.sampled_from([0.0, 1e-7]), st.booleans())
 def test_any_finite_array_has_finite_numbers_or_reasons(tmp_path, z, delta, epsilon, normalize):
     constants = {"delta": delta, "epsilon": epsilon, "normalize": normalize}

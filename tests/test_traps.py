@@ -95,7 +95,8 @@ def test_eps_of_every_format_is_that_of_its_code(tmp_path: Path) -> None:
         fixture = make()
         (tmp_path / name).mkdir()
         path = fixture.save(tmp_path / name)
-        for branch in dict.fromkeys(branch for branch, _ in fixture.embed):
+        first = {layer: branch for branch, layer in reversed(fixture.embed)}  # layer -> branch
+        for branch in dict.fromkeys(first.values()):
             loaded = open_checkpoint(path, branch=branch)
             for layer, module in loaded.modules.items():
                 eps = {part.eps for part in module.modules() if isinstance(part, nn.LayerNorm)}

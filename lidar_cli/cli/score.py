@@ -22,7 +22,7 @@ from lidar_cli.cli.options import (
     write_form,
 )
 from lidar_cli.errors import LidarError, NoProcess, ProcessGroupBroken, SettingsError
-from lidar_cli.runtime.device import RankInfo, read_rank_info
+from lidar_cli.runtime.device import RankInfo, collection_paused, read_rank_info
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import ScoreSettings
 
@@ -108,7 +108,9 @@ def _score(
     """The scores of the files that can be used, and the exit status of the last that cannot."""
     from lidar_cli.core.metrics import parse_metrics
     from lidar_cli.report.progress import Terminal
-    from lidar_cli.scoring.run import open_groups, open_process_group, score_file
+
+    with collection_paused():
+        from lidar_cli.scoring.run import open_groups, open_process_group, score_file
 
     parse_metrics(settings.metrics)
     if settings.converge and rank_info.ranks > 1:

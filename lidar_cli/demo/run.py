@@ -60,7 +60,7 @@ def run_demo(directory: Path, settings: DemoSettings, progress: Progress | None 
     images = embedded_images()
     seconds: dict[str, float] = {}
     begun = time.monotonic()
-    runs = _train_all(directory / "runs", images, settings.seed, progress)
+    runs = train_all(directory / "runs", images, settings.seed, progress)
     seconds["training"] = time.monotonic() - begun
 
     begun = time.monotonic()
@@ -92,7 +92,7 @@ def run_demo(directory: Path, settings: DemoSettings, progress: Progress | None 
     )
 
 
-def _train_all(
+def train_all(
     runs: Path, images: EmbeddedImages, seed: int, progress: Progress
 ) -> dict[str, Hyperparameters]:
     """Train the missing checkpoints. Returns the hyperparameters of all, by checkpoint path."""

@@ -16,7 +16,7 @@ from lidar_cli.extraction.engine import (
     find_batch_size,
 )
 from lidar_cli.extraction.plan import Plan, make_plan, set_image_size
-from lidar_cli.extraction.run import note_data, open_with
+from lidar_cli.extraction.run import note_data, note_precision, open_with
 from lidar_cli.runtime.device import find_device
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings
@@ -78,6 +78,7 @@ def measure_checkpoint(
     embedder = open_with(checkpoint, settings, device)
     samples = open_samples(settings)
     note_data(samples, settings, progress)
+    note_precision(settings, device, progress)
     plan = make_plan(embedder.description, str(checkpoint), "", samples, settings, device)
     source = ViewSource(plan, samples, device, embedder.memory_format, settings.workers)
     return plan, measure(EmbeddingModel(plan, embedder, device), source, settings.batch_size)

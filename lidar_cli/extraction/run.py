@@ -43,7 +43,7 @@ from lidar_cli.extraction.sharded import check_shared, embed_share, finished_bat
 from lidar_cli.features.reader import read_interrupted
 from lidar_cli.features.schema import format_size
 from lidar_cli.features.writer import FeatureWriter, check_absent
-from lidar_cli.runtime.device import RankInfo, find_device
+from lidar_cli.runtime.device import RankInfo, cpu_multiplies_in, find_device
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import (
     EMBEDDED,
@@ -176,6 +176,7 @@ def extract_checkpoint(
     embedder = open_with(checkpoint, settings, device)
     samples = open_samples(settings)
     note_data(samples, settings, progress)
+    note_precision(settings, device, progress)
     digest = sha256(checkpoint)
     if stamp(checkpoint) != before:
         raise changed_error(checkpoint)
@@ -286,6 +287,15 @@ def note_data(samples: Samples, settings: SampleSettings, progress: Progress) ->
         progress.note(
             f"data: embedded (toy pictures: small stand-in images), n = {settings.n_samples}, "
             f"q = {settings.n_views}; name your own with --data"
+        )
+
+
+def note_precision(settings: ModelSettings, device: torch.device, progress: Progress) -> None:
+    """Report that a reduced precision costs time here, on a CPU without instructions for it."""
+    if device.type == "cpu" and not cpu_multiplies_in(settings.precision):
+        progress.note(
+            f"--precision {settings.precision}: this CPU has no instructions for it, so that the "
+            "forward pass takes several times as long as in float32; leave it out for speed"
         )
 
 

@@ -6,13 +6,12 @@ Source: the description of both formats in numpy.lib.format. Imports no torch.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, BinaryIO
-
-import numpy as np
 
 from lidar_cli.errors import InputError, first_line
 from lidar_cli.runtime.files import open_zip
@@ -20,6 +19,9 @@ from lidar_cli.runtime.files import open_zip
 MAGIC = b"\x93NUMPY"
 LENGTHS = {1: struct.Struct("<H"), 2: struct.Struct("<I"), 3: struct.Struct("<I")}  # by version
 MAX_HEADER = 2**16  # bytes
+FLOATS = re.compile(  # the header that numpy.save writes for floating-point numbers
+    r"\{'descr': '(<f([248]))', 'fortran_order': (True|False), 'shape': \(([\d, ]{,400})\), \}"
+)
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of numpy.savez and savez_compressed
 
 Record = dict[str, Any]  # of JSON values
@@ -86,9 +88,37 @@ def _header(file: IO[bytes]) -> Record:
     (size,) = length.unpack(file.read(length.size).ljust(length.size, b"\0"))
     if size > MAX_HEADER:
         raise ValueError(f"it has {size:,} bytes, at most {MAX_HEADER:,}")
+    text = file.read(size)
+    record = (len(text) == size and _floats(text)) or _any_array(text, size)
+    return record | {"offset": len(start) + length.size + size}
+
+
+def _floats(text: bytes) -> Record | None:
+    """The record of a header exactly as numpy.save writes it, without the time to import numpy."""
+    header = text.decode("latin-1").rstrip()
+    match = FLOATS.fullmatch(header)
+    if match is None:
+        return None
+    descr, size, fortran, numbers = match.groups()
+    shape = tuple(map(int, re.findall(r"\d+", numbers)))
+    if f"'shape': {shape}, " not in header:  # such as (3 4), (3), (,) or (03, 4)
+        return None
+    return {
+        "shape": shape,
+        "fortran": fortran == "True",
+        "dtype": descr,
+        "text": None,
+        "type": f"float{8 * int(size)}",
+    }
+
+
+def _any_array(text: bytes, size: int) -> Record:
+    """The record of a header of `size` bytes, read by numpy. Raises ValueError."""
+    import numpy as np
+
     # Version 3 differs from 2 only in the field names of structured arrays.
-    text = io.BytesIO(LENGTHS[2].pack(size) + file.read(size))
-    shape, fortran, dtype = np.lib.format.read_array_header_2_0(text, max_header_size=MAX_HEADER)
+    header = io.BytesIO(LENGTHS[2].pack(size) + text)
+    shape, fortran, dtype = np.lib.format.read_array_header_2_0(header, max_header_size=MAX_HEADER)
     if not all(type(number) is int and number >= 0 for number in shape):
         raise ValueError(f"shape {str(shape)[:60]}")
     return {
@@ -97,5 +127,4 @@ def _header(file: IO[bytes]) -> Record:
         "dtype": dtype.str if dtype.kind == "f" and dtype.itemsize <= 8 else None,
         "text": dtype.str if dtype.kind in "iuUS" and 0 < dtype.itemsize < 10_000 else None,
         "type": str(dtype)[:60],
-        "offset": len(start) + length.size + size,
     }

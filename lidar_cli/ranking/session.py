@@ -25,7 +25,7 @@ from lidar_cli.data.dataset import Samples
 from lidar_cli.data.factory import Items
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import FILE_ERRORS, InputError, NoProcess, SettingsError
-from lidar_cli.extraction.run import note_data
+from lidar_cli.extraction.run import note_data, note_precision
 from lidar_cli.extraction.view_cache import view_memory
 from lidar_cli.features.embeddings import Embeddings
 from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
@@ -96,6 +96,7 @@ class Session:
         """The samples that every checkpoint sees; they stay decoded as far as memory allows."""
         samples = open_decoded(self.settings)
         note_data(samples, self.settings, self.progress)
+        note_precision(self.settings, self.device, self.progress)
         if isinstance(samples, Items):
             self._check_views(samples)
         return samples

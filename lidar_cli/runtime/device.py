@@ -6,10 +6,12 @@ functions of this package, RANK describes the processes of the script, which do 
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -82,11 +84,37 @@ def find_scoring_device(name: str) -> torch.device:
     return scoring_device(device) if name == "auto" else device
 
 
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Collect no garbage in the block, where torch is imported: nothing would be freed."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def cpu_count() -> int:
     """Cores that this process may use, which a batch system may limit."""
     if hasattr(os, "sched_getaffinity"):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cpu_multiplies_in(precision: str) -> bool:
+    """Whether oneDNN multiplies matrices of this precision on this CPU.
+
+    Where it does not, torch converts every number, which takes longer than float32.
+    """
+    import torch
+
+    if precision == "float32":
+        return True
+    short = {"bfloat16": "bf16", "float16": "fp16"}[precision]
+    supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{short}_supported", None)
+    return supported is not None and bool(supported())  # None in a torch without oneDNN
 
 
 MEMORY_SHARE = 0.25  # largest fraction of the free memory for one buffer

@@ -342,7 +342,7 @@ def _both_axes(x: Tensor, index: Tensor, weight: Tensor, passes: int) -> None:
     filtered = x
     for _ in range(2):
         for _ in range(passes):
-            filtered = weighted_rows(filtered.view(-1, size), rows, weight)
+            filtered = weighted_rows(filtered.reshape(-1, size), rows, weight)
         filtered = transpose(filtered)
     x.copy_(filtered)
 

@@ -1,22 +1,30 @@
-"""What K checkpoints cost together, beside K times what one costs."""
+"""What K checkpoints cost together, against K times one, and what bfloat16 does to their order."""
 
 import dataclasses
 import shutil
+import time
 
 import timm
 import torch
 from extraction import photographs, profile
 from harness import Goal, Line, alternate, median, ratio
 from make import checkpoint
+from scipy.stats import kendalltau
 
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.data.builtin import embedded_images
+from lidar_cli.demo.run import train_all
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.ranking.session import rank_directory
+from lidar_cli.runtime.device import cpu_multiplies_in
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import score_file
-from lidar_cli.settings import ExtractSettings, RankSettings, ScoreSettings
+from lidar_cli.settings import EMBEDDED, ExtractSettings, RankSettings, ScoreSettings
 
 K, N, Q, SIZE = 8, 24, 10, 224
 WIDTHS = (8, 16, 32, 64)
 REPEATS = 2
+N_TRAINED, Q_TRAINED = 300, 4  # of the embedded images, for the checkpoints of `lidar demo`
 
 
 def narrow_resnet(path, seed):
@@ -96,3 +104,46 @@ class Runs:
             Goal(ratio(seconds["rank"], seconds["one by one"]), "times one by one", at_most=bound),
             f"of one extract: {spent}",
         )
+
+
+def bench_precision(device, folder):
+    """Each metric and the order of trained checkpoints in bfloat16, against float32."""
+    runs = folder / "runs"
+    train_all(runs, embedded_images(), 0, Progress())
+    seconds, scores = {}, {}
+    for kind in ("float32", "bfloat16"):
+        settings = RankSettings(
+            data=EMBEDDED, n_samples=N_TRAINED, n_views=Q_TRAINED, device=device, precision=kind,
+            cache=folder / kind,
+        )  # fmt: skip
+        begun = time.process_time()
+        (group,) = rank_directory(runs, settings).groups
+        seconds[kind] = time.process_time() - begun
+        scores[kind] = {row.path: row.score for row in group.rows}
+    pairs = [(score, scores["bfloat16"][path]) for path, score in scores["float32"].items()]
+    case = f"{len(pairs)} checkpoints of `lidar demo`, n={N_TRAINED} q={Q_TRAINED}"
+    for name, metric in METRICS.items():
+        values = [(a.value(name), b.value(name)) for a, b in pairs]
+        if any(None in pair for pair in values):
+            continue
+        full, reduced = zip(*values, strict=True)
+        changes = sorted(abs(b / a - 1) for a, b in values if a)
+        tau = kendalltau(*([metric.sort_key(one) for one in side] for side in (full, reduced)))
+        sides = median(reduced), median(full), ""
+        change = Goal(median(changes), "relative change, median")
+        remark = f"at most {changes[-1]:.2g}; Kendall tau of the order {tau.statistic:.3f}"
+        against = "float32: medians of the values"
+        yield Line("precision", f"{name}, {case}", against, "bfloat16", 1, *sides, change, remark)
+    yield Line(
+        "precision",
+        f"processor time of rank, {case}",
+        "float32",
+        "bfloat16",
+        1,
+        seconds["bfloat16"],
+        seconds["float32"],
+        "s",
+        Goal(seconds["bfloat16"] / seconds["float32"], "times the time"),
+        f"{torch.backends.cpu.get_cpu_capability()}, bfloat16 in oneDNN: "
+        f"{cpu_multiplies_in('bfloat16')}",
+    )

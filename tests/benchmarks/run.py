@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 
 import harness
-from bench_extract import bench_extract, bench_extract_process
+from bench_extract import bench_extract, bench_extract_process, bench_forward
 from bench_lidar import bench_lidar, bench_reptrix
 from bench_pass import bench_named, bench_pass
 from bench_probe import bench_probe
 from bench_process import bench_memory, bench_refusals, bench_start
-from bench_rank import bench_rank
+from bench_rank import bench_precision, bench_rank
 from bench_slopes import bench_slopes
 from bench_views import bench_views
 
@@ -30,7 +30,9 @@ ROWS = {
     "views": bench_views,
     "extract": bench_extract,
     "extract-process": bench_extract_process,
+    "forward": bench_forward,
     "rank": bench_rank,
+    "precision": bench_precision,
     "start": bench_start,
     "refusals": bench_refusals,
     "probe": bench_probe,

@@ -83,6 +83,8 @@ MISTAKES = (
     Mistake("score zz.npy", 3, "did you mean z.npy?"),
     Mistake("extract link.pt", 3, "a link to gone.pt, which does not exist"),
     Mistake("score z.npy --groups no.csv", 2, "--confidence 0.95; and --groups no.csv: no such"),
+    Mistake("score z.npy --config bad.toml", 2, "not valid TOML"),
+    Mistake("rank runs/ --config unknown.toml", 2, "did you mean n_samples?"),
     # one kind of file for another
     Mistake("extract runs/", 3, "lidar rank runs --data FOLDER"),
     Mistake("extract ckpt.pt runs/a/last.ckpt", 2, "lidar rank ckpt.pt runs/a/last.ckpt --data"),
@@ -111,6 +113,8 @@ def make_workplace(folder: Path) -> None:
     checkpoint(folder / "ckpt.pt")
     checkpoint(folder / "runs" / "a" / "last.ckpt", seed=1)
     np.save(folder / "z.npy", np.random.default_rng(0).normal(size=(50, 3, 8)))
+    (folder / "bad.toml").write_text("n_samples = = 3\n")
+    (folder / "unknown.toml").write_text("n_sample = 3\n")
     image_folder(folder / "photos", 4)
     (folder / "acc.csv").write_text("path,accuracy\n")
     (folder / "page.pt").write_text("<!DOCTYPE html>\n<html></html>\n")
