@@ -46,6 +46,8 @@ class Scatter:
         count = PARTIAL_SUMS if device.type == "cpu" and dim**2 <= PARTIAL_NUMBERS else 1
         self._sums = torch.zeros(count, dim, dim, dtype=torch.float64, device=device)
         self._held = [HeldRows(part) for part in self._sums]
+        # Of pieces that are worked on at the same time; on other devices than a CPU one at a time.
+        self._copies = [self._sums.new_empty(0)] * (PARTIAL_SUMS if device.type == "cpu" else 1)
 
     def add(self, rows: Tensor) -> None:
         """Add rows [c, d]."""
@@ -84,15 +86,30 @@ class Scatter:
         pieces = torch.split(block, max(1, piece_numbers(block.device) // max(1, q * d)))
         count = len(self._held)
 
-        def share(i: int) -> list[R]:
-            held = self._held[i]
-            return [
-                work(held.copy(piece), held.room(len(piece) * rows).view(len(piece), rows, d))
-                for piece in pieces[i::count]
-            ]
+        def write(i: int, piece: Tensor, room: Tensor) -> R:
+            return work(self._copy(i, piece), room.view(len(piece), rows, d))
 
-        shares = map_parallel(share, range(min(count, len(pieces))))
-        return [shares[i % count][i // count] for i in range(len(pieces))]
+        def share(i: int) -> list[R]:
+            room = self._held[i].room
+            return [write(i, piece, room(len(piece) * rows)) for piece in pieces[i::count]]
+
+        if count > 1:
+            shares = map_parallel(share, range(min(count, len(pieces))))
+            return [shares[i % count][i // count] for i in range(len(pieces))]
+        results = []
+        for start in range(0, len(pieces), len(self._copies)):
+            group = pieces[start : start + len(self._copies)]
+            sizes = [len(piece) * rows for piece in group]
+            rooms = torch.split(self._held[0].room(sum(sizes)), sizes)
+            of_group = zip(range(len(group)), group, rooms, strict=True)
+            results += map_parallel(lambda triple: write(*triple), of_group)
+        return results
+
+    def _copy(self, i: int, piece: Tensor) -> Tensor:
+        """A copy in float64, in memory that copy i of the next piece overwrites."""
+        if piece.numel() > len(self._copies[i]):
+            self._copies[i] = self._sums.new_empty(piece.numel())
+        return self._copies[i][: piece.numel()].view(piece.shape).copy_(piece)
 
     def _map_shares(self, blocks: Sequence[Tensor], work: Callable[[Tensor, Tensor], R]) -> list[R]:
         """The results of `work` for each partial sum and its share of the rows of all blocks."""
@@ -122,7 +139,6 @@ class HeldRows:
         self._total = total
         self._rows = total.new_empty(0, len(total))
         self._count = 0
-        self._copy = total.new_empty(0)
 
     def room(self, count: int) -> Tensor:
         """Where to write the next rows [count, d], before `room` or `multiply` is called again."""
@@ -134,12 +150,6 @@ class HeldRows:
                 self._rows = self._total.new_empty(max(count, most), dim)
         self._count += count
         return self._rows[self._count - count : self._count]
-
-    def copy(self, piece: Tensor) -> Tensor:
-        """A copy in float64, in memory that the next copy overwrites."""
-        if piece.numel() > len(self._copy):
-            self._copy = self._copy.new_empty(piece.numel())
-        return self._copy[: piece.numel()].view(piece.shape).copy_(piece)
 
     def multiply(self) -> None:
         """Add the rows to the sum."""
