@@ -2,7 +2,8 @@
 
     python tests/benchmarks/scale.py [rank] [rows] [stream] [curve]
 
-Prints a line for each command and writes scale-ROW-MACHINE.csv into tests/benchmarks/results/.
+Prints a line for each command and writes scale-ROW-MACHINE.csv into tests/benchmarks/results/. The
+row `picture` measures nothing: it draws the stored `curve` as `lidar explain planning` shows it.
 """
 
 import argparse
@@ -120,11 +121,35 @@ def scored(folder, size):
     return measured(f"score {case}", ["score", *[path] * size["files"], "--json"])
 
 
+def picture(path):
+    """Bars of time and memory, a line for each size of `curve`."""
+    with path.open(newline="") as file:
+        measures = {line["case"]: line for line in csv.DictReader(file)}
+    longest = max(float(line["seconds"]) for line in measures.values())
+    largest = max(float(line["peak_mb"]) for line in measures.values())
+    for name, values in CURVE.items():
+        for value in sorted({BASE[name], *values}):
+            line = measures[
+                "score " + " ".join(f"{k}={v}" for k, v in (BASE | {name: value}).items())
+            ]
+            seconds, memory = float(line["seconds"]), float(line["peak_mb"])
+            label = f"{'K' if name == 'files' else name} = {value:,}"
+            time_bar, memory_bar = (
+                "█" * round(26 * seconds / longest),
+                "▒" * round(16 * memory / largest),
+            )
+            print(f"{label:<13} {time_bar:<26}{seconds:>5.1f} s  {memory_bar:<16}{memory:>5.0f} MB")
+        print()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     measures = {"rank": rank, "rows": rows, "stream": stream, "curve": curve}
     parser.add_argument("names", nargs="*", default=list(measures), metavar="ROW")
     for name in parser.parse_args().names:
+        if name == "picture":
+            picture(RESULTS / f"scale-curve-{machine()}.csv")
+            continue
         with tempfile.TemporaryDirectory() as folder:
             lines = [COLUMNS]
             for line in measures[name](Path(folder)):
