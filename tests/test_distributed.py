@@ -372,7 +372,7 @@ def close(one: Any, two: Any) -> bool:
     if isinstance(one, list) and isinstance(two, list):
         return len(one) == len(two) and all(map(close, one, two))
     if isinstance(one, float) and isinstance(two, float):
-        return abs(one - two) <= 1e-12 * max(abs(one), abs(two))
+        return abs(one - two) <= 1e-11 * max(abs(one), abs(two))
     return bool(one == two)
 
 

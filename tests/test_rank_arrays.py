@@ -100,7 +100,7 @@ def test_ids_of_a_file_and_ids_that_are_assumed(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("\n".join(IDS))
     ended = run_command(["rank", "runs"], tmp_path, environment())
     assert "model1.npy and 1 other: assumed the same samples" in ended.stderr
-    assert "--ids" in ended.stderr  # how they become comparable with the feature file
+    assert "--ids" in ended.stdout  # how they become comparable with the feature file
     assert len(ranked(runs, ids=tmp_path / "ids.txt").groups) == 1
     words = ["compare", "runs/model0.npy", "runs/model1.npy"]
     compared = run_command(words, tmp_path, environment())
