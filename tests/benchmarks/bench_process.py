@@ -162,7 +162,7 @@ def bench_start(_device, folder, repeats=7):
         median(seconds["score"]),
         median(seconds["torch"]),
         "s",
-        Goal(more, "s more", at_most=0.5),
+        Goal(more, "s more", at_most=0.25),
     )
 
 

@@ -135,10 +135,10 @@ def picture(path):
             seconds, memory = float(line["seconds"]), float(line["peak_mb"])
             label = f"{'K' if name == 'files' else name} = {value:,}"
             time_bar, memory_bar = (
-                "█" * round(26 * seconds / longest),
+                "█" * round(25 * seconds / longest),
                 "▒" * round(16 * memory / largest),
             )
-            print(f"{label:<13} {time_bar:<26}{seconds:>5.1f} s  {memory_bar:<16}{memory:>5.0f} MB")
+            print(f"{label:<13} {time_bar:<25}{seconds:>5.1f} s  {memory_bar:<16}{memory:>5.0f} MB")
         print()
 
 
