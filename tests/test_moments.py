@@ -1,5 +1,6 @@
 import itertools
 import os
+import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -249,3 +250,21 @@ def test_within_loses_no_digits_to_large_means(q, mean, between):
     scale = expected.diagonal().sqrt()
     error = (Moments.of(z).within - expected).abs() / torch.outer(scale, scale)
     assert error.max() < 1e-14
+
+
+@pytest.mark.parametrize("d", [4, 600])
+def test_a_pickled_state_goes_on_as_the_state_itself(d):
+    z = torch.randn(700, 3, d, generator=torch.Generator().manual_seed(0))
+    state = Moments.of(z[:650])
+    again = pickle.loads(pickle.dumps(state))
+    for one in (state, again):
+        one.update(z[650:])
+    assert torch.equal(again.within, state.within)
+    assert torch.equal(again.class_means.scatter, state.class_means.scatter)
+
+
+def test_numbers_with_gradients_are_summed_and_complex_ones_refused():
+    z = torch.randn(5, 2, 3)
+    assert torch.equal(Moments.of(z.clone().requires_grad_()).within, Moments.of(z).within)
+    with pytest.raises(ValueError, match="complex"):
+        Moments.of(z.to(torch.complex64))

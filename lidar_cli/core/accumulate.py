@@ -45,7 +45,7 @@ class Scatter:
     def __init__(self, dim: int, device: torch.device) -> None:
         count = PARTIAL_SUMS if device.type == "cpu" and dim**2 <= PARTIAL_NUMBERS else 1
         self._sums = torch.zeros(count, dim, dim, dtype=torch.float64, device=device)
-        self._held = [HeldRows(part) for part in self._sums]
+        self._held = [HeldRows(dim, device) for _ in self._sums]
         # Of pieces that are worked on at the same time; on other devices than a CPU one at a time.
         self._copies = [self._sums.new_empty(0)] * (PARTIAL_SUMS if device.type == "cpu" else 1)
 
@@ -68,7 +68,7 @@ class Scatter:
 
     def add_weighted(self, row: Tensor, weight: float) -> None:
         """Add weight row row^T of one row [d]."""
-        self._held[0].room(1).copy_(row * weight**0.5)
+        self._held[0].room(1, self._sums[0]).copy_(row * weight**0.5)
 
     def add_scatter(self, scatter: Tensor) -> None:
         """Add another sum [d, d]."""
@@ -90,8 +90,10 @@ class Scatter:
             return work(self._copy(i, piece), room.view(len(piece), rows, d))
 
         def share(i: int) -> list[R]:
-            room = self._held[i].room
-            return [write(i, piece, room(len(piece) * rows)) for piece in pieces[i::count]]
+            held, total = self._held[i], self._sums[i]
+            return [
+                write(i, piece, held.room(len(piece) * rows, total)) for piece in pieces[i::count]
+            ]
 
         if count > 1:
             shares = map_parallel(share, range(min(count, len(pieces))))
@@ -100,7 +102,7 @@ class Scatter:
         for start in range(0, len(pieces), len(self._copies)):
             group = pieces[start : start + len(self._copies)]
             sizes = [len(piece) * rows for piece in group]
-            rooms = torch.split(self._held[0].room(sum(sizes)), sizes)
+            rooms = torch.split(self._held[0].room(sum(sizes), self._sums[0]), sizes)
             of_group = zip(range(len(group)), group, rooms, strict=True)
             results += map_parallel(lambda triple: write(*triple), of_group)
         return results
@@ -125,7 +127,7 @@ class Scatter:
 
     def sum(self) -> Tensor:
         """The sum itself, [d, d]."""
-        map_parallel(HeldRows.multiply, self._held)
+        map_parallel(lambda i: self._held[i].multiply(self._sums[i]), range(len(self._held)))
         for partial in self._sums[1:]:
             self._sums[0].add_(partial)
             partial.zero_()
@@ -133,28 +135,26 @@ class Scatter:
 
 
 class HeldRows:
-    """Rows [d] that are held until they are many, then multiplied and added to a sum [d, d]."""
+    """Rows [d] that are held until they are many, then multiplied and added to a total [d, d]."""
 
-    def __init__(self, total: Tensor) -> None:
-        self._total = total
-        self._rows = total.new_empty(0, len(total))
+    def __init__(self, dim: int, device: torch.device) -> None:
+        self._most = max(LEAST_HELD_ROWS, piece_numbers(device) // max(1, dim))
+        self._rows = torch.empty(0, dim, dtype=torch.float64, device=device)
         self._count = 0
 
-    def room(self, count: int) -> Tensor:
+    def room(self, count: int, total: Tensor) -> Tensor:
         """Where to write the next rows [count, d], before `room` or `multiply` is called again."""
         if self._count + count > len(self._rows):
-            self.multiply()
+            self.multiply(total)
             if count > len(self._rows):
-                dim = len(self._total)
-                most = max(LEAST_HELD_ROWS, piece_numbers(self._total.device) // max(1, dim))
-                self._rows = self._total.new_empty(max(count, most), dim)
+                self._rows = self._rows.new_empty(max(count, self._most), self._rows.shape[1])
         self._count += count
         return self._rows[self._count - count : self._count]
 
-    def multiply(self) -> None:
-        """Add the rows to the sum."""
+    def multiply(self, total: Tensor) -> None:
+        """Add the rows to the total."""
         if self._count:
-            add_products(self._total, self._rows[: self._count])
+            add_products(total, self._rows[: self._count])
             self._count = 0
 
 
@@ -228,12 +228,14 @@ def one_thread_if_small(rows: int, dim: int) -> Iterator[None]:
     rows, dim: of all embeddings together, [rows, dim].
     """
     threads = torch.get_num_threads()
-    if rows * dim <= SMALL_NUMBERS and dim <= SMALL_DIM:
+    is_main = threading.current_thread() is threading.main_thread()  # others would undo each other
+    if is_main and rows * dim <= SMALL_NUMBERS and dim <= SMALL_DIM:
         torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        if is_main:
+            torch.set_num_threads(threads)
 
 
 @functools.cache

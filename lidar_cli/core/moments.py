@@ -76,7 +76,7 @@ class RowMoments:
 
     def update(self, rows: Tensor) -> None:
         """Add rows [c, d] of any float type."""
-        for block in torch.split(rows, held_rows(self.dim)):
+        for block in torch.split(rows.detach(), held_rows(self.dim)):
             (copied,) = copy_to_device([block], self.device)
             self.append(in_float64(copied))
 
@@ -295,14 +295,17 @@ class Moments:
 
     @property
     def within(self) -> Tensor:
-        """Sum over views of (view - its sample's mean)(...)^T, [d, d]."""
+        """Sum over views of (view - its sample's mean)(...)^T, [d, d].
+
+        The tensor belongs to this state, which changes it: clone it to keep or to change it.
+        """
         return self._within.sum()
 
     def update(self, chunk: Tensor) -> None:
         """Add a chunk [c, q, d] of any float type: whole samples, all their views.
 
         Raises:
-            ValueError: if q or d differ from this state's.
+            ValueError: if q or d differ from this state's, or the numbers are complex.
         """
         q = chunk.shape[1] if chunk.ndim == 3 else 0
         wrong_views = self.n_views != q if self.n_views is not None else q < 1
@@ -311,9 +314,11 @@ class Moments:
             raise ValueError(
                 f"expected a chunk [c, {expected}, {self.dim}], got {tuple(chunk.shape)}"
             )
+        if chunk.is_complex():
+            raise ValueError("expected real numbers, got complex ones")
         self.note_type(chunk.dtype)
         most = max(1, BLOCK_NUMBERS // max(1, q * self.dim))
-        for block in torch.split(chunk, most):
+        for block in torch.split(chunk.detach(), most):
             if len(block):
                 self._add(*copy_to_device([block], self.device))
 

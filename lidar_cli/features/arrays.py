@@ -14,6 +14,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -309,11 +310,12 @@ def _returned_memory(size: int) -> np.ndarray:
         return np.empty(size, np.uint8)
     try:
         memory = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        return np.frombuffer(memory, np.uint8)
     except OSError as error:
         raise MemoryError(f"Unable to allocate {size:,} bytes") from error
+    with suppress(OSError):  # a kernel may have no large pages, which only save time
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
 
 
 def read_at(path: Path, offset: int, count: int) -> np.ndarray:

@@ -444,14 +444,12 @@ class _Job:
 
     def _check_probed(self) -> None:
         """Raise InputError for `--oracle probe` if there are arrays alone, which have no labels."""
-        scan, arrays = (
-            self._session.scan,
-            [file for file in self._session.scan.features if file.is_array],
-        )
+        scan = self._session.scan
+        arrays = [file for file in scan.features if file.is_array]
         if self._session.settings.oracle != PROBE or not arrays:
             return
         if not scan.checkpoints and len(arrays) == len(scan.features):
-            more = f" and {len(arrays) - 1} more are arrays" if len(arrays) > 1 else " is an array"
+            more = f" and {len(arrays) - 1} more: arrays" if len(arrays) > 1 else " is an array"
             raise InputError(
                 f"--oracle probe: {arrays[0].path}{more} without labels, and a probe trains on "
                 "labelled images of checkpoints or of feature files; give the accuracies in a CSV "

@@ -145,7 +145,7 @@ def _kind_of_accuracy(oracle: Oracle) -> str:
 
 
 def _contradiction(group: Group, ranking: Ranking, oracle: Oracle | None) -> Iterator[str]:
-    """That accuracies order the checkpoints the other way round."""
+    """That accuracies do not order the checkpoints alike: a negative rank correlation."""
     pairs = zip(ranking.groups, oracle.comparisons if oracle else (), strict=False)
     correlations = next((its.correlations for one, its in pairs if one is group), ())
     one = next((one for one in correlations if one.metric == ranking.by.name), None)
@@ -153,8 +153,10 @@ def _contradiction(group: Group, ranking: Ranking, oracle: Oracle | None) -> Ite
         return
     ends = " .. ".join(map(format_signed, one.spearman_interval or ()))
     value = f"{format_signed(one.spearman)}{f' ({ends})' if ends else ''}"
+    is_sure = one.spearman_interval is not None and one.spearman_interval[1] < 0
+    verb = "contradict" if is_sure else "do not support"
     yield (
-        f"The labels contradict this order: the rank correlation of {one.metric} with "
+        f"The labels {verb} this order: the rank correlation of {one.metric} with "
         f"{_kind_of_accuracy(oracle)} is {value} over {one.count} checkpoints."
     )
 

@@ -74,6 +74,8 @@ def scoring_device(device: torch.device, capability: tuple[int, int] | None = No
         return device
     import torch
 
+    if torch.version.hip:  # AMD's cards for computing are fast in float64
+        return device
     is_fast = (capability or torch.cuda.get_device_capability(device)) in FAST_FLOAT64
     return device if is_fast else torch.device("cpu")
 
