@@ -49,6 +49,17 @@ class Scatter:
         # Of pieces that are worked on at the same time; on other devices than a CPU one at a time.
         self._copies = [self._sums.new_empty(0)] * (PARTIAL_SUMS if device.type == "cpu" else 1)
 
+    @classmethod
+    def of(cls, total: Tensor) -> Scatter:
+        """A scatter that begins with a sum [d, d]."""
+        scatter = cls(len(total), total.device)
+        scatter.add_scatter(total)
+        return scatter
+
+    def __reduce__(self) -> tuple[Callable[[Tensor], Scatter], tuple[Tensor]]:
+        """Pickles and copies hold the sum alone: buffers hold memory that was never written."""
+        return Scatter.of, (self.sum(),)
+
     def add(self, rows: Tensor) -> None:
         """Add rows [c, d]."""
         self._map_shares([rows], add_products)

@@ -70,8 +70,7 @@ class RowMoments:
         if n:
             rows.n = rows._n_folded = n
             rows._mean = mean.to(torch.float64)
-            rows._scatter = Scatter(len(mean), rows.device)
-            rows._scatter.add_scatter(scatter)
+            rows._scatter = Scatter.of(scatter)
         return rows
 
     def update(self, rows: Tensor) -> None:
