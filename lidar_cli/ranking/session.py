@@ -91,6 +91,15 @@ class Session:
         self.scan = DirectoryScan()
         self.array_names: dict[str, str] = {}  # of embeddings in memory, by path
 
+    def score_features(self, path: Path, settings: RankSettings) -> Score:
+        """The score of a feature file, by settings that may name another layer than the session's.
+
+        Raises as `scorer.score_features`.
+        """
+        return score_features(
+            path, settings, self.scoring_device, self.progress, self.folder.path, self.groups
+        )
+
     @cached_property
     def samples(self) -> Samples:
         """The samples that every checkpoint sees; they stay decoded as far as memory allows."""
@@ -509,14 +518,7 @@ class _Job:
         session = self._session
         settings = replace(session.settings, layer=layer)
         try:
-            score = score_features(
-                file.path,
-                settings,
-                session.scoring_device,
-                session.progress,
-                session.folder.path,
-                session.groups,
-            )
+            score = session.score_features(file.path, settings)
         except NoProcess:
             raise
         except FILE_ERRORS as error:

@@ -26,7 +26,7 @@ from lidar_cli.ranking.group_metrics import find_order
 from lidar_cli.ranking.order import Row, comparable, unranked_row
 from lidar_cli.ranking.paths import Paths, select
 from lidar_cli.ranking.runs import Axis, position_in_name
-from lidar_cli.ranking.scorer import Scorer, score_features
+from lidar_cli.ranking.scorer import Scorer
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import RankSettings
@@ -161,14 +161,7 @@ class _Watch:
         if (str(path), key) in self._recorded:
             return
         try:
-            score = score_features(
-                path,
-                session.settings,
-                session.scoring_device,
-                session.progress,
-                session.folder.path,
-                session.groups,
-            )
+            score = session.score_features(path, session.settings)
         except NoProcess:
             raise
         except FILE_ERRORS as error:
