@@ -115,6 +115,9 @@ def test_a_probe_of_arrays_alone_is_refused_before_they_are_scored(tmp_path: Pat
         save(tmp_path / f"{k}.npy", made(k))
     with raises(InputError, code="no-labels"):
         ranked(tmp_path, oracle="probe")
+    advised = run_command(["rank", "."], tmp_path, environment()).stderr
+    assert "--oracle FILE" in advised
+    assert "--oracle probe" not in advised
 
 
 class Notes(Progress):

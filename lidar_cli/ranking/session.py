@@ -309,6 +309,7 @@ class Ranking:
 
     directory: the folder that all have in common. images: how many the data hold, None if unknown.
     has_labels: whether the data have classes, so that they can be probed.
+    is_of_arrays: whether all rows are arrays of embeddings, which cannot be probed.
     embedded: how many checkpoints this process embedded, in `seconds`. command: the words of the
     command line after `lidar`, empty if there is none.
     """
@@ -329,6 +330,7 @@ class Ranking:
     selection: Paths = ()
     images: int | None = None
     has_labels: bool = False
+    is_of_arrays: bool = False
     embedded: int = 0
     seconds: float = 0.0
     command: tuple[str, ...] = ()
@@ -598,6 +600,8 @@ class _Job:
             names=session.names(),
             selection=session.selection,
             images=session.samples.total if session.scan.checkpoints else None,
+            is_of_arrays=not session.scan.checkpoints
+            and all(file.is_array for file in session.scan.features),
             has_labels=bool(session.scan.checkpoints) and session.samples.labels is not None,
             embedded=self._embedded,
             seconds=self._seconds,

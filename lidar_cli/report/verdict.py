@@ -453,7 +453,13 @@ def _labels_instead(group: Group, ranking: Ranking) -> Iterator[Advice]:
     if trust is None or trust.believe or has_option(ranking.command, "--oracle"):
         return
     probe: dict[str, object] = {"oracle": "probe", "labels_per_class": LABELS}
-    if ranking.has_labels:
+    if ranking.is_of_arrays:
+        yield Advice(
+            "where no metric is to be believed, train linear probes of your own on labelled "
+            "samples, and give their accuracies in a CSV file.",
+            ranking_command(ranking, oracle="FILE"),
+        )
+    elif ranking.has_labels:
         text = (
             "where no metric is to be believed, see which is best by "
             f"{LABELS} labelled images a class."
