@@ -40,7 +40,8 @@ from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, listed_metrics, ranked_metrics
 from lidar_cli.scoring.intervals import Interval, interval_of, ties
-from lidar_cli.scoring.run import open_embeddings, open_layer, score_layer, with_intervals
+from lidar_cli.scoring.open import open_embeddings, open_layer
+from lidar_cli.scoring.run import score_layer, with_intervals
 from lidar_cli.scoring.saved import SUFFIX, ScoreWithoutIntervals, read_score
 from lidar_cli.settings import (
     EMBEDDED,

@@ -38,7 +38,7 @@ from lidar_cli.ranking.paths import Paths, Selection, is_link_to_nothing, place_
 from lidar_cli.ranking.weights import sample_digest, weights_digest
 from lidar_cli.runtime.files import irregular_kind, is_hdf5
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.run import open_array
+from lidar_cli.scoring.open import open_array
 from lidar_cli.settings import CompareSettings, EmbedSettings, RankSettings
 
 FEATURE_SUFFIXES = (".h5", ".hdf5")
