@@ -130,7 +130,7 @@ def rank(*sources: Any, **settings: Any) -> RankResult:
     paths = [one for one in given if isinstance(one, Path)]
     arrays = [one for one in given if not isinstance(one, Path)]
     selection = select(paths, chosen)
-    check_rank(paths, chosen)
+    check_rank(selection, chosen)
     check_tables(chosen)
     oracle = None
     with _collected() as progress:
