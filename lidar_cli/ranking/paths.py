@@ -23,7 +23,6 @@ from lidar_cli.checkpoints.reading.folder import (
     is_checkpoint,
 )
 from lidar_cli.errors import InputError, SettingsError
-from lidar_cli.features.schema import joined_name
 from lidar_cli.runtime.files import did_you_mean, irregular_kind
 from lidar_cli.settings import RankSettings
 
@@ -183,6 +182,8 @@ def reason_unopened(path: Path) -> str | None:
     folder = path if path.is_dir() else path.parent
     if UNFINISHED.fullmatch(folder.name) and (path.is_dir() or PART.fullmatch(path.name)):
         return "by its name, a checkpoint that is being saved"
+    from lidar_cli.features.schema import joined_name  # which imports numpy
+
     if joined := joined_name(path):
         return f"by its name, a shard of {joined}"
     if is_link_to_nothing(path):
