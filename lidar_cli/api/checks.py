@@ -25,7 +25,13 @@ from lidar_cli.errors import (
     suggestion,
 )
 from lidar_cli.runtime.device import check_device_name
-from lidar_cli.runtime.files import HDF5_SIGNATURE, did_you_mean, is_stream, open_regular
+from lidar_cli.runtime.files import (
+    HDF5_SIGNATURE,
+    did_you_mean,
+    is_hdf5,
+    is_stream,
+    open_regular,
+)
 from lidar_cli.runtime.streams import write_remark
 from lidar_cli.settings import (
     LAYERS,
@@ -143,13 +149,17 @@ def check_contents(path: Path, settings: ModelSettings) -> None:
 def check_compare(paths: Sequence[Path], settings: CompareSettings) -> None:
     """Raise LidarError for two paths, one of which holds nothing that can be read."""
     from lidar_cli.checkpoints.reading.read import read_contents
+    from lidar_cli.features.hdf5 import open_hdf5
     from lidar_cli.ranking.paths import only_file
-    from lidar_cli.scoring.open import open_layer
+    from lidar_cli.scoring.open import open_array
 
     check_order(settings, "compare")
     for file in map(only_file, paths):
-        if _kind_or_none(file) in (HDF5, *ARRAYS):
-            open_layer(file, settings)
+        if file.is_file() and is_hdf5(file):  # which layers are compared is decided later
+            with open_hdf5(file):
+                pass
+        elif _kind_or_none(file) in ARRAYS:
+            open_array(file, settings)
         else:
             read_contents(file)
 
