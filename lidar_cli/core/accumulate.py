@@ -45,7 +45,8 @@ class Scatter:
 
     def __init__(self, dim: int, device: torch.device) -> None:
         count = partial_sums(dim, device)
-        self._sums = torch.zeros(count, dim, dim, dtype=torch.float64, device=device)
+        with torch.inference_mode(False):  # else it could not be changed outside of that mode
+            self._sums = torch.zeros(count, dim, dim, dtype=torch.float64, device=device)
         self._held = [HeldRows(dim, device) for _ in self._sums]
         # Of pieces that are worked on at the same time; on other devices than a CPU one at a time.
         self._copies = [self._sums.new_empty(0)] * (PARTIAL_SUMS if device.type == "cpu" else 1)
@@ -122,7 +123,7 @@ class Scatter:
     def _copy(self, i: int, piece: Tensor) -> Tensor:
         """A copy in float64, in memory that copy i of the next piece overwrites."""
         if piece.numel() > len(self._copies[i]):
-            self._copies[i] = self._sums.new_empty(piece.numel())
+            self._copies[i] = buffer(self._sums, piece.numel())
         return self._copies[i][: piece.numel()].view(piece.shape).copy_(piece)
 
     def _map_shares(self, blocks: Sequence[Tensor], work: Callable[[Tensor, Tensor], R]) -> list[R]:
@@ -159,7 +160,7 @@ class HeldRows:
         if self._count + count > len(self._rows):
             self.multiply(total)
             if count > len(self._rows):
-                self._rows = self._rows.new_empty(max(count, self._most), self._rows.shape[1])
+                self._rows = buffer(total, max(count, self._most), total.shape[1])
         self._count += count
         return self._rows[self._count - count : self._count]
 
@@ -168,6 +169,12 @@ class HeldRows:
         if self._count:
             add_products(total, self._rows[: self._count])
             self._count = 0
+
+
+def buffer(like: Tensor, *shape: int) -> Tensor:
+    """Memory of the type and on the device of `like`, to write to in any mode of torch."""
+    with torch.inference_mode(False):
+        return like.new_empty(shape)
 
 
 def partial_sums(dim: int, device: torch.device) -> int:
