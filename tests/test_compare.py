@@ -333,7 +333,7 @@ def test_two_that_cannot_be_compared(
         (["a.h5", "c.h5"], 3, "c.h5: no such file or folder; did you mean"),
         (["a.h5", "runs"], 2, "runs: holds several checkpoints, such as runs/1.pt and runs/2.pt"),
         (["a.h5", "empty"], 3, "empty: no checkpoint in it"),
-        (["a.h5", "log.txt"], 3, "log.txt: "),
+        (["a.h5", "log.txt"], 3, "log.txt is a text file"),
         (["a.h5", "b.h5", "--by", "lidarr"], 2, "did you mean lidar?"),
         (["one.pt", "a.h5"], 2, "to embed both alike, add --data 'my photos' -n 60 -q 3 --seed 0"),
     ],
