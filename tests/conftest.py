@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 
@@ -27,6 +28,10 @@ else:
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
     settings.load_profile("lidar")
+
+
+def pytest_collection_finish():
+    gc.freeze()  # else each full collection visits every module and every test again
 
 
 @pytest.fixture(autouse=True)
