@@ -34,6 +34,14 @@ def pytest_collection_finish():
     gc.freeze()  # else each full collection visits every module and every test again
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """For -n alone, parts that begin as halves: few modules are split, whose fixtures cost twice."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
