@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from lidar_cli.errors import InputError, LidarError
 from lidar_cli.features import numpy_headers
-from lidar_cli.scoring.run import open_embeddings
+from lidar_cli.scoring.open import open_embeddings
 from lidar_cli.settings import ScoreSettings
 
 N, Q, D = 7, 3, 5

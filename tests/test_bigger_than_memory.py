@@ -14,7 +14,7 @@ from command import run_command
 from make import checkpoint, environment
 from PIL import Image
 
-from lidar_cli.scoring.run import open_embeddings
+from lidar_cli.scoring.open import open_embeddings
 from lidar_cli.scoring.streaming import enough_memory
 from lidar_cli.settings import ScoreSettings
 

@@ -16,6 +16,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,7 @@ from scipy.stats import t as student
 from lidar_cli.configuration import resolve
 from lidar_cli.core.metrics import METRICS, default_metrics
 from lidar_cli.features.schema import Layout
-from lidar_cli.features.writer import FeatureWriter
+from lidar_cli.features.writer import FeatureWriter, write_features
 from lidar_cli.ranking import comparison
 from lidar_cli.ranking.cache import MARKER
 from lidar_cli.ranking.comparison import (
@@ -333,7 +334,7 @@ def test_two_that_cannot_be_compared(
         (["a.h5", "c.h5"], 3, "c.h5: no such file or folder; did you mean"),
         (["a.h5", "runs"], 2, "runs: holds several checkpoints, such as runs/1.pt and runs/2.pt"),
         (["a.h5", "empty"], 3, "empty: no checkpoint in it"),
-        (["a.h5", "log.txt"], 3, "log.txt: "),
+        (["a.h5", "log.txt"], 3, "log.txt is a text file"),
         (["a.h5", "b.h5", "--by", "lidarr"], 2, "did you mean lidar?"),
         (["one.pt", "a.h5"], 2, "to embed both alike, add --data 'my photos' -n 60 -q 3 --seed 0"),
     ],
@@ -351,6 +352,25 @@ def test_mistakes(here: Path, lidar: Shell, words: list[str], status: int, messa
     assert (done.returncode, done.stdout) == (status, "")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_files_of_several_layers_and_behind_a_user_block(here: Path, lidar: Shell) -> None:
+    for seed in range(2):
+        views = np.random.default_rng(seed).normal(size=(N, Q, D))
+        write_features(f"{seed}.h5", {"backbone": -views, "projector": views})
+        np.save(f"{seed}.npy", views)
+        with h5py.File(f"block-{seed}.h5", "w", userblock_size=512) as file:
+            file["views"] = views
+
+    def differences(*words: str) -> list[tuple[str, float]]:
+        done = lidar("compare", *words, "--json", "--metrics", "rankme")
+        assert done.returncode == 0, done.stderr
+        rows = json.loads(done.stdout)["metrics"]
+        return [(row["metric"], row["difference"]) for row in rows]
+
+    of_projector = differences("0.h5", "1.h5", "--layer", "projector")
+    assert differences("0.h5", "1.h5") == of_projector
+    assert differences("block-0.h5", "block-1.h5") == differences("0.npy", "1.npy")
 
 
 # Checkpoints

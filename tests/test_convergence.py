@@ -25,7 +25,8 @@ from lidar_cli.scoring.convergence import (
     parts_of,
     views_for,
 )
-from lidar_cli.scoring.run import open_embeddings, score_file
+from lidar_cli.scoring.open import open_embeddings
+from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ScoreSettings
 
 DEFAULT = default_metrics()

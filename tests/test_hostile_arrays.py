@@ -22,7 +22,8 @@ from make import environment
 import lidar_cli.features.arrays
 from lidar_cli.errors import InputError
 from lidar_cli.runtime.sandbox import SHARED, Limits
-from lidar_cli.scoring.run import open_embeddings, score_file
+from lidar_cli.scoring.open import open_embeddings
+from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ScoreSettings
 
 TB = 2**40

@@ -268,3 +268,39 @@ def test_numbers_with_gradients_are_summed_and_complex_ones_refused():
     assert torch.equal(Moments.of(z.clone().requires_grad_()).within, Moments.of(z).within)
     with pytest.raises(ValueError, match="complex"):
         Moments.of(z.to(torch.complex64))
+
+
+@pytest.mark.parametrize("modes", [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("dim", [4, 600], ids=["partial sums", "one sum"])
+def test_chunks_may_arrive_in_and_outside_of_inference_mode(modes, dim):
+    z = torch.randn(12, 3, dim, generator=torch.Generator().manual_seed(0))
+    expected, moments = Moments.of(z), Moments(3, dim)
+    for mode, chunk in zip(modes, z.split(6), strict=True):
+        with torch.inference_mode(mode):
+            moments.update(chunk.clone())
+            if dim == 4:
+                assert moments.within.isfinite().all()  # read in between, which adds held rows
+    moments.update(z[:0])
+    for name, part in parts(expected).items():
+        assert relative(parts(moments)[name], part) < 1e-12, name
+
+
+def test_moments_whose_update_was_interrupted_are_not_used(monkeypatch):
+    def interrupted(views):
+        raise KeyboardInterrupt
+
+    z = torch.randn(12, 3, 4, generator=torch.Generator().manual_seed(0))
+    moments = Moments.of(z[:6])
+    with monkeypatch.context() as patch:
+        patch.setattr("lidar_cli.core.moments.sphere_sums", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            moments.update(z[6:])
+    for use in (
+        lambda: moments.update(z[6:]),
+        lambda: moments.within,
+        lambda: moments.merge(Moments(3, 4)),
+        lambda: Moments(3, 4).merge(moments),
+        lambda: moments.lidar(),
+    ):
+        with pytest.raises(RuntimeError, match="begin again with new Moments"):
+            use()

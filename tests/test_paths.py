@@ -16,8 +16,7 @@ from rank_runs import Shell, rank_here, ranked, settings, stamps, three
 
 from lidar_cli.configuration import resolve
 from lidar_cli.errors import InputError
-from lidar_cli.ranking.discover import files_of
-from lidar_cli.ranking.paths import Selection, matches, select
+from lidar_cli.ranking.paths import Selection, files_of, matches, select
 from lidar_cli.ranking.race import race_directory
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.ranking.watch import ScoredCheckpoint, follow

@@ -28,9 +28,9 @@ from lidar_cli.checkpoints.reading.distributed import ShardedTensor
 from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor
 from lidar_cli.errors import CheckpointError, NoWeights
 from lidar_cli.ranking.digests import Digests
-from lidar_cli.ranking.discover import files_of, scan_directory
+from lidar_cli.ranking.discover import scan_directory
 from lidar_cli.ranking.names import short_names
-from lidar_cli.ranking.paths import select
+from lidar_cli.ranking.paths import files_of, select
 from lidar_cli.ranking.pruning import list_cache
 from lidar_cli.ranking.watch import CompletedFiles
 from lidar_cli.runtime.progress import Progress

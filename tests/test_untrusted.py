@@ -22,7 +22,7 @@ from lidar_cli.configuration import LONGEST, NAMED_ONLY, resolve
 from lidar_cli.data.tables import read_table
 from lidar_cli.errors import InputError, SettingsError, printable
 from lidar_cli.features.embeddings import Embeddings
-from lidar_cli.scoring.run import open_embeddings
+from lidar_cli.scoring.open import open_embeddings
 from lidar_cli.settings import ExtractSettings, RankSettings, ScoreSettings
 
 

@@ -11,7 +11,7 @@ from one_view import FLOAT_BOUND, one_at_a_time, sizes_of
 from sklearn.datasets import load_sample_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lidar_cli.core.accumulate import map_parallel
+from lidar_cli.core.accumulate import map_parallel, parallel_in_portions_alone
 from lidar_cli.views.methods import RECIPES, find_recipe
 from lidar_cli.views.parameters import ViewParameters, draw
 from lidar_cli.views.pipeline import Views, make_views
@@ -176,6 +176,19 @@ def test_work_is_spread_over_threads_with_one_of_torchs_each(two_threads):
     another.start()
     another.join()
     assert late == [2], "a thread that begins later has what the others have"
+
+
+@pytest.mark.parametrize(("dim", "threads_of_torch"), [(512, 1), (2048, 2)])
+def test_a_scatter_of_partial_sums_leaves_all_threads_to_its_portions(
+    two_threads, dim, threads_of_torch
+):
+    two_threads()
+    met = threading.Barrier(2)
+    with parallel_in_portions_alone(dim, torch.device("cpu")):
+        assert torch.get_num_threads() == threads_of_torch
+        map_parallel(lambda _: met.wait(30), range(2))  # one thread alone would wait in vain
+    assert torch.get_num_threads() == 2
+    map_parallel(lambda _: met.wait(30), range(2))
 
 
 def test_an_error_in_a_thread_is_raised():

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lidar_cli.configuration import parse_size
 from lidar_cli.errors import (
@@ -24,19 +25,30 @@ from lidar_cli.errors import (
     suggestion,
 )
 from lidar_cli.runtime.device import check_device_name
-from lidar_cli.runtime.files import HDF5_SIGNATURE, did_you_mean, is_stream, open_regular
+from lidar_cli.runtime.files import (
+    HDF5_SIGNATURE,
+    did_you_mean,
+    is_hdf5,
+    is_stream,
+    open_regular,
+)
 from lidar_cli.runtime.streams import write_remark
 from lidar_cli.settings import (
     LAYERS,
     ArraySettings,
+    CompareSettings,
     EmbedSettings,
     ExtractSettings,
     FormatSettings,
     InspectSettings,
+    ModelSettings,
     OrderSettings,
     RankSettings,
     ScoreSettings,
 )
+
+if TYPE_CHECKING:
+    from lidar_cli.ranking.paths import Selection
 
 ON_THE_HUB = ("hf-hub:", "timm:")
 TORCH = "a file of torch.save"
@@ -122,6 +134,36 @@ def check_checkpoint(path: Path, command: str) -> None:
             container_kind(file, str(path))
 
 
+def check_contents(path: Path, settings: ModelSettings) -> None:
+    """Raise LidarError for a checkpoint that cannot be read, or holds no model known here."""
+    if str(path).startswith(ON_THE_HUB):
+        return
+    from lidar_cli.checkpoints.detect import detect_in
+    from lidar_cli.checkpoints.reading.read import read_contents
+
+    contents = read_contents(path)
+    if settings.model is None:
+        detect_in(contents, path, settings, settings.activation)
+
+
+def check_compare(paths: Sequence[Path], settings: CompareSettings) -> None:
+    """Raise LidarError for two paths, one of which holds nothing that can be read."""
+    from lidar_cli.checkpoints.reading.read import read_contents
+    from lidar_cli.features.hdf5 import open_hdf5
+    from lidar_cli.ranking.paths import only_file
+    from lidar_cli.scoring.open import open_array
+
+    check_order(settings, "compare")
+    for file in map(only_file, paths):
+        if file.is_file() and is_hdf5(file):  # which layers are compared is decided later
+            with open_hdf5(file):
+                pass
+        elif _kind_or_none(file) in ARRAYS:
+            open_array(file, settings)
+        else:
+            read_contents(file)
+
+
 def usable_embeddings(
     files: Sequence[Path], command: str, options: str = ""
 ) -> tuple[list[Path], int]:
@@ -159,6 +201,10 @@ def check_embeddings(path: Path, command: str, options: str = "") -> None:
             "images in a folder a class:  lidar extract ckpt.pt --data FOLDER",
             code="no-labels",
         )
+    if command == "probe" and kind == HDF5:
+        from lidar_cli.features.reader import read_provenance
+
+        read_provenance(path)
     if kind in (TORCH, SAFETENSORS) and (model := _recognised(path)):
         output = shlex.quote(f"{path.stem}.h5")
         raise InputError(
@@ -204,6 +250,7 @@ def check_extract(checkpoints: Sequence[Path], settings: ExtractSettings) -> Pat
         )
     check_names(settings)
     check_checkpoint(checkpoints[0], "extract")
+    check_contents(checkpoints[0], settings)
     if settings.output is not None and not is_stream(settings.output):
         check_folder("-o", settings.output)
     return checkpoints[0]
@@ -262,10 +309,15 @@ def check_order(settings: OrderSettings, alone: str = "") -> None:
     check_grouping(settings)
 
 
-def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
+def check_rank(selection: Selection, settings: RankSettings) -> None:
     """Raise LidarError for all that needs no tensor to be refused."""
-    if len(paths) == 1 and paths[0].is_file() and not settings.watch:  # which it may complete
-        check_checkpoint(paths[0], "rank")
+    from lidar_cli.ranking.paths import check_any
+
+    paths = selection.arguments
+    if paths and not settings.watch:  # which may find files later, and complete ones
+        check_any(selection)
+        if len(paths) == 1 and paths[0].is_file():
+            check_checkpoint(paths[0], "rank")
     check_order(settings, "--race" if settings.race else "--watch" if settings.watch else "")
     check_table("--oracle", settings.oracle, "probe")
     check_table("--params", settings.params)

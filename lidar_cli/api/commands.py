@@ -65,7 +65,8 @@ def score(*sources: Any, **settings: Any) -> ScoreResult:
     from lidar_cli.core.metrics import METRICS, parse_metrics
     from lidar_cli.report.scores import cautions, reasons
     from lidar_cli.scoring.convergence import converge_file
-    from lidar_cli.scoring.run import open_groups, score_file
+    from lidar_cli.scoring.open import open_groups
+    from lidar_cli.scoring.run import score_file
 
     given = read_sources(sources, chosen)
     for path in given:
@@ -129,7 +130,7 @@ def rank(*sources: Any, **settings: Any) -> RankResult:
     paths = [one for one in given if isinstance(one, Path)]
     arrays = [one for one in given if not isinstance(one, Path)]
     selection = select(paths, chosen)
-    check_rank(paths, chosen)
+    check_rank(selection, chosen)
     check_tables(chosen)
     oracle = None
     with _collected() as progress:

@@ -33,6 +33,8 @@ from lidar_cli.checkpoints.reading.containers import (
 )
 from lidar_cli.checkpoints.reading.folder import timm_architecture
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
+from lidar_cli.checkpoints.reading.read import Contents, as_dict
+from lidar_cli.checkpoints.shapes.inner import outer_layers
 from lidar_cli.checkpoints.shapes.spec import (
     ASSUME_KEYS,
     BY_USER,
@@ -48,6 +50,7 @@ from lidar_cli.checkpoints.shapes.spec import (
 )
 from lidar_cli.checkpoints.two_sets import rule_of_choice
 from lidar_cli.errors import CheckpointError, SettingsError, nearest
+from lidar_cli.settings import FormatSettings
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.recipes import (
     MEAN_OF_ALL,
@@ -108,6 +111,25 @@ def branch_words() -> list[str]:
 def check_assumptions(assume: Sequence[str]) -> AssumeValues:
     """The parsed values of `--assume`; raises SettingsError."""
     return parse_assumptions(assume, (PLAIN, *(entry.name for entry in FORMATS)))
+
+
+def detect_in(
+    contents: Contents, path: Path, settings: FormatSettings, activation: str = "auto"
+) -> tuple[CheckpointDescription, Modules]:
+    """As `detect`, of the contents of a file or folder `path`."""
+    return detect(
+        path,
+        as_dict(contents),
+        arch=settings.arch,
+        activation=activation,
+        format=settings.format,
+        branch=settings.branch,
+        layer=outer_layers(settings.layer),
+        config=contents.config,
+        assume=settings.assume,
+        prefix=settings.prefix,
+        projector_prefix=settings.projector_prefix,
+    )
 
 
 def detect(

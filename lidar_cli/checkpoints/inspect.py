@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lidar_cli.checkpoints.detect import detect
+from lidar_cli.checkpoints.detect import detect_in
 from lidar_cli.checkpoints.fallback import PROJECTORS
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.formats.format import readable
-from lidar_cli.checkpoints.reading.read import as_dict, read_contents
-from lidar_cli.checkpoints.shapes.inner import in_groups, outer_layers, parents
+from lidar_cli.checkpoints.reading.read import read_contents
+from lidar_cli.checkpoints.shapes.inner import in_groups, parents
 from lidar_cli.checkpoints.shapes.spec import PIXEL_STATS, Assumed, CheckpointDescription
 from lidar_cli.errors import SettingsError
 from lidar_cli.settings import USUAL_IMAGE_SIZE, FormatSettings
@@ -73,23 +73,12 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
     Raises CheckpointError or NoWeights for the file, SettingsError for the settings.
     """
     contents = read_contents(path)
-    tree = as_dict(contents)
 
     def detect_branch(
         branch: str, assume: Sequence[str]
     ) -> tuple[CheckpointDescription, BranchSummary]:
-        description, modules = detect(
-            path,
-            tree,
-            arch=settings.arch,
-            format=settings.format,
-            branch=branch,
-            layer=outer_layers(settings.layer),
-            config=contents.config,
-            assume=assume,
-            prefix=settings.prefix,
-            projector_prefix=settings.projector_prefix,
-        )
+        of_branch = replace(settings, branch=branch, assume=tuple(assume))
+        description, modules = detect_in(contents, path, of_branch)
         heads = {name: module.spec.widths for name, module in modules.items() if name != "backbone"}
         summary = BranchSummary(
             name=description.branch,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lidar_cli.checkpoints.assign import Modules
-from lidar_cli.checkpoints.detect import detect
+from lidar_cli.checkpoints.detect import detect_in
 from lidar_cli.checkpoints.families import consistent
 from lidar_cli.checkpoints.models import (
     beit,
@@ -31,12 +31,12 @@ from lidar_cli.checkpoints.models.backbone import Backbone, MaskedBackbone
 from lidar_cli.checkpoints.models.embedder import Embedder, MaskedEmbedder, ModuleEmbedder
 from lidar_cli.checkpoints.models.inner import inner_layers
 from lidar_cli.checkpoints.models.weights import fill
-from lidar_cli.checkpoints.reading.read import as_dict, read_checkpoint, read_contents
+from lidar_cli.checkpoints.reading.read import read_checkpoint, read_contents
 from lidar_cli.checkpoints.shapes.beit import BeitSpec
 from lidar_cli.checkpoints.shapes.convnext import ConvNeXtSpec
 from lidar_cli.checkpoints.shapes.data2vec2 import Data2Vec2Spec
 from lidar_cli.checkpoints.shapes.heads import MLPSpec, PredictorSpec
-from lidar_cli.checkpoints.shapes.inner import InnerLayer, inner_names, outer_layers
+from lidar_cli.checkpoints.shapes.inner import InnerLayer, inner_names
 from lidar_cli.checkpoints.shapes.poolformer import PoolFormerSpec
 from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
 from lidar_cli.checkpoints.shapes.rope import RopeViTSpec
@@ -109,19 +109,7 @@ def recognise(path: Path, settings: ModelSettings) -> tuple[CheckpointDescriptio
     Raises CheckpointError or NoWeights for the file, SettingsError for the settings.
     """
     contents = read_contents(path)
-    description, modules = detect(
-        path,
-        as_dict(contents),
-        arch=settings.arch,
-        activation=settings.activation,
-        format=settings.format,
-        branch=settings.branch,
-        layer=outer_layers(settings.layer),
-        config=contents.config,
-        assume=settings.assume,
-        prefix=settings.prefix,
-        projector_prefix=settings.projector_prefix,
-    )
+    description, modules = detect_in(contents, path, settings, settings.activation)
     description = dataclasses.replace(description, stand_ins=contents.stand_ins)
     if names := inner_names(settings.layer):
         spec = modules["backbone"].spec

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lidar_cli.api.checks import check_order
+from lidar_cli.api.checks import check_compare
 from lidar_cli.cli.options import Csv, Json, Markdown, form_of, with_settings, write_form
 from lidar_cli.cli.toy_data import note_toy_data
 from lidar_cli.errors import SettingsError
@@ -38,7 +38,7 @@ def compare(
     """
     form = form_of(json=json, csv=csv, markdown=markdown)
     check_two(paths)
-    check_order(settings, "compare")
+    check_compare(paths, settings)
     if read_rank_info().ranks > 1:
         raise SettingsError("compare is run by one process; start it without torchrun")
     from lidar_cli.ranking.comparison import compare_files

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lidar_cli.cli.options import with_settings
+from lidar_cli.runtime.files import make_folder
 from lidar_cli.settings import DemoSettings
 
 
@@ -24,6 +25,7 @@ def demo(
     lidar demo                                     two minutes, in ./lidar-demo
     lidar demo /tmp/demo --device cpu              another folder
     """
+    make_folder(directory)
     from lidar_cli.demo.run import run_demo
     from lidar_cli.report.demo import print_demo
     from lidar_cli.report.progress import Terminal

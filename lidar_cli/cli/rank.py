@@ -83,7 +83,7 @@ def rank(
     named = [name for name in shown[0] or () if name in METRICS]  # not those of a group
     settings = replace(settings, metrics=",".join([settings.metrics, *named]))
     selection = select(paths, settings)
-    check_rank(paths, settings)
+    check_rank(selection, settings)
     check_report(page, overwrite)
     if settings.dry_run:
         _dry_run(selection, settings, form)

@@ -59,10 +59,6 @@ def score(
     rank_info, status = read_rank_info(), 0
     if rank_info.ranks == 1 and settings.dataset is None:
         files, status = usable_embeddings(files, "score")
-        if not files and not csv:  # whose header needs the reports
-            if json:
-                write_results("[]")
-            raise typer.Exit(status)
     if plot is not None:
         from lidar_cli.report.plot import check_plot
 
@@ -72,6 +68,10 @@ def score(
     status = failure or status
     if not rank_info.is_main:
         return  # with status 0, because else torchrun would end the rank that still has to print
+    if not scores and not csv:  # whose header needs the reports
+        if json:
+            write_results("[]")
+        raise typer.Exit(status)
     from lidar_cli.core.metrics import parse_metrics
     from lidar_cli.report import scores as report
 
@@ -106,13 +106,9 @@ def _score(
     files: list[Path], settings: ScoreSettings, rank_info: RankInfo
 ) -> tuple[list[Score], int]:
     """The scores of the files that can be used, and the exit status of the last that cannot."""
-    from lidar_cli.core.metrics import parse_metrics
     from lidar_cli.report.progress import Terminal
+    from lidar_cli.scoring.open import open_groups, open_on_all_ranks, open_process_group
 
-    with collection_paused():
-        from lidar_cli.scoring.run import open_groups, open_process_group, score_file
-
-    parse_metrics(settings.metrics)
     if settings.converge and rank_info.ranks > 1:
         raise SettingsError("--converge: one process reads the file; leave out torchrun")
     groups = open_groups(settings)
@@ -122,12 +118,15 @@ def _score(
         for file in files:
             terminal.checkpoint(file.name)
             try:
+                layers = open_on_all_ranks(file, settings, process_group)
+                with collection_paused():  # of torch, which a refused file needs not
+                    from lidar_cli.scoring.run import score_layers
                 if settings.converge:
-                    from lidar_cli.scoring.convergence import converge_file
+                    from lidar_cli.scoring.convergence import converge_layers
 
-                    scores += converge_file(file, settings, terminal, groups)
+                    scores += converge_layers(layers, settings, terminal, groups)
                 else:
-                    scores += score_file(file, settings, terminal, process_group, groups)
+                    scores += score_layers(layers, settings, terminal, process_group, groups)
             except (SettingsError, NoProcess):
                 raise
             except ProcessGroupBroken as error:

@@ -37,14 +37,16 @@ PARTIAL_SUMS = 8
 PARTIAL_NUMBERS = 2**18  # entries of the largest such scatter, 2 MB
 LEAST_PARTIAL_ROWS = 256
 SMALL_NUMBERS, SMALL_DIM = 2**20, 256  # of embeddings that one thread scores as fast as several
+_CALLER = threading.local()  # `portion_threads`: how many work for it, if it computes with one
 
 
 class Scatter:
     """The sum of row row^T over rows [d] that arrive in blocks, [d, d]."""
 
     def __init__(self, dim: int, device: torch.device) -> None:
-        count = PARTIAL_SUMS if device.type == "cpu" and dim**2 <= PARTIAL_NUMBERS else 1
-        self._sums = torch.zeros(count, dim, dim, dtype=torch.float64, device=device)
+        count = partial_sums(dim, device)
+        with torch.inference_mode(False):  # else it could not be changed outside of that mode
+            self._sums = torch.zeros(count, dim, dim, dtype=torch.float64, device=device)
         self._held = [HeldRows(dim, device) for _ in self._sums]
         # Of pieces that are worked on at the same time; on other devices than a CPU one at a time.
         self._copies = [self._sums.new_empty(0)] * (PARTIAL_SUMS if device.type == "cpu" else 1)
@@ -121,7 +123,7 @@ class Scatter:
     def _copy(self, i: int, piece: Tensor) -> Tensor:
         """A copy in float64, in memory that copy i of the next piece overwrites."""
         if piece.numel() > len(self._copies[i]):
-            self._copies[i] = self._sums.new_empty(piece.numel())
+            self._copies[i] = buffer(self._sums, piece.numel())
         return self._copies[i][: piece.numel()].view(piece.shape).copy_(piece)
 
     def _map_shares(self, blocks: Sequence[Tensor], work: Callable[[Tensor, Tensor], R]) -> list[R]:
@@ -158,7 +160,7 @@ class HeldRows:
         if self._count + count > len(self._rows):
             self.multiply(total)
             if count > len(self._rows):
-                self._rows = self._rows.new_empty(max(count, self._most), self._rows.shape[1])
+                self._rows = buffer(total, max(count, self._most), total.shape[1])
         self._count += count
         return self._rows[self._count - count : self._count]
 
@@ -167,6 +169,17 @@ class HeldRows:
         if self._count:
             add_products(total, self._rows[: self._count])
             self._count = 0
+
+
+def buffer(like: Tensor, *shape: int) -> Tensor:
+    """Memory of the type and on the device of `like`, to write to in any mode of torch."""
+    with torch.inference_mode(False):
+        return like.new_empty(shape)
+
+
+def partial_sums(dim: int, device: torch.device) -> int:
+    """The number of partial sums of a scatter [dim, dim]."""
+    return PARTIAL_SUMS if device.type == "cpu" and dim**2 <= PARTIAL_NUMBERS else 1
 
 
 def held_rows(dim: int) -> int:
@@ -219,7 +232,7 @@ def map_parallel(work: Callable[[T], R], portions: Iterable[T]) -> list[R]:
     Raises the first error that `work` raises.
     """
     portions = list(portions)
-    threads = torch.get_num_threads()
+    threads = getattr(_CALLER, "portion_threads", None) or torch.get_num_threads()
     if threads == 1 or len(portions) == 1:
         return [work(portion) for portion in portions]
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
@@ -238,9 +251,31 @@ def one_thread_if_small(rows: int, dim: int) -> Iterator[None]:
 
     rows, dim: of all embeddings together, [rows, dim].
     """
+    with _one_thread_if(rows * dim <= SMALL_NUMBERS and dim <= SMALL_DIM):
+        yield
+
+
+@contextmanager
+def parallel_in_portions_alone(dim: int, device: torch.device) -> Iterator[None]:
+    """Let torch use one thread for all that `map_parallel` does not divide.
+
+    After a step by several threads, torch's other threads occupy their cores for a while, which the
+    threads of `map_parallel` then lack. Applies where a scatter [dim, dim] is a sum of several.
+    """
+    threads = torch.get_num_threads()
+    with _one_thread_if(partial_sums(dim, device) > 1):
+        _CALLER.portion_threads = threads
+        try:
+            yield
+        finally:
+            _CALLER.portion_threads = None
+
+
+@contextmanager
+def _one_thread_if(condition: bool) -> Iterator[None]:
     threads = torch.get_num_threads()
     is_main = threading.current_thread() is threading.main_thread()  # others would undo each other
-    if is_main and rows * dim <= SMALL_NUMBERS and dim <= SMALL_DIM:
+    if is_main and condition:
         torch.set_num_threads(1)
     try:
         yield

@@ -224,6 +224,7 @@ class Moments:
         self._counts: dict[int, int] = {}  # samples by their number of views
         self._wants_scatters, self._wants_sphere = scatters, sphere
         self._within = Scatter(dim if scatters else 0, self.device)
+        self._is_partial = False  # while an update is under way, and for good after its error
 
     @classmethod
     def of(cls, embeddings: Tensor | Sequence[Tensor]) -> Moments:
@@ -297,7 +298,9 @@ class Moments:
         """Sum over views of (view - its sample's mean)(...)^T, [d, d].
 
         The tensor belongs to this state, which changes it: clone it to keep or to change it.
+        Raises RuntimeError as `update`.
         """
+        self._check_complete()
         return self._within.sum()
 
     def update(self, chunk: Tensor) -> None:
@@ -305,7 +308,9 @@ class Moments:
 
         Raises:
             ValueError: if q or d differ from this state's, or the numbers are complex.
+            RuntimeError: if an earlier update was interrupted, by an error or from the keyboard.
         """
+        self._check_complete()
         q = chunk.shape[1] if chunk.ndim == 3 else 0
         wrong_views = self.n_views != q if self.n_views is not None else q < 1
         if chunk.ndim != 3 or wrong_views or chunk.shape[2] != self.dim:
@@ -317,9 +322,18 @@ class Moments:
             raise ValueError("expected real numbers, got complex ones")
         self.note_type(chunk.dtype)
         most = max(1, BLOCK_NUMBERS // max(1, q * self.dim))
+        self._is_partial = True
         for block in torch.split(chunk.detach(), most):
             if len(block):
                 self._add(*copy_to_device([block], self.device))
+        self._is_partial = False
+
+    def _check_complete(self) -> None:
+        if self._is_partial:
+            raise RuntimeError(
+                "an update of these moments was interrupted, and part of its samples is in their "
+                "sums; begin again with new Moments"
+            )
 
     def note_type(self, dtype: torch.dtype) -> None:
         """Record in which type numbers are stored, before a caller converts them."""
@@ -378,7 +392,10 @@ class Moments:
 
         Raises:
             ValueError: if q or d differ.
+            RuntimeError: as `update`, of either.
         """
+        self._check_complete()
+        other._check_complete()
         if (self.n_views, self.dim) != (other.n_views, other.dim):
             raise ValueError(
                 f"cannot merge moments of q, d = {other.n_views}, {other.dim} "

@@ -25,6 +25,7 @@ from lidar_cli.probing.linear import linear_probe
 from lidar_cli.ranking.correlation import Correlation, correlate
 from lidar_cli.ranking.session import Ranking, rank_directory
 from lidar_cli.runtime.device import find_device
+from lidar_cli.runtime.files import make_folder
 from lidar_cli.runtime.processes import run_parallel, save_checkpoint
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import EMBEDDED, EMBEDDED_DEFAULTS, DemoSettings, RankSettings
@@ -102,10 +103,7 @@ def train_all(
         drawn[runs / f"{method}-{index:02}" / "checkpoint.pt"] = draw_hyperparameters(
             method, seed, index
         )
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{runs}: cannot be created: {error.strerror}") from error
+    make_folder(runs)
     _refuse_other_runs(runs, drawn)
     pictures = images.images[images.train]
     tasks = [

@@ -18,6 +18,7 @@ from lidar_cli.checkpoints.models.backbone import Backbone
 from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.models.user_module import restored
 from lidar_cli.checkpoints.open import open_checkpoint, wrap_module
+from lidar_cli.checkpoints.reading.folder import CHECKPOINT_SUFFIXES
 from lidar_cli.checkpoints.reading.read import sha256, stamp
 from lidar_cli.checkpoints.shapes.inner import pooling_texts
 from lidar_cli.data.dataset import Samples, describe_bad
@@ -57,7 +58,6 @@ from lidar_cli.views.methods import find_recipe
 BATCHES_UNTIL = 8  # at least, so that the last batch exceeds `until` by few samples
 NOTED_BYTES = 2**30  # a run that takes more disk space than this says so beforehand
 UNNAMED = re.compile(r"checkpoints?|ckpts?|weights|models?|lightning_logs|version_\d+|/")
-CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 An array is (n, q, d); or (n*q, d) with q given, the views of a sample contiguous; or (N, d), rows
 without views. Arrays are read by offset, a chunk at a time; those of `.npz` are unpacked into
-memory. Headers are read in the limited child process, and checked here.
+memory. Headers are read in the limited child process, and checked here. Only what reads numbers
+imports torch.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lidar_cli.errors import BadRows, InputError, first_line, nearest, printable
 from lidar_cli.features.embeddings import Embeddings, StoredArray, with_equal_views, with_names
 from lidar_cli.features.schema import HARMLESS, MAX_RATIO
 from lidar_cli.runtime.files import open_regular
 from lidar_cli.runtime.sandbox import run_limited, validation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONG = 2**36  # bytes that take minutes to read; the user is warned
 PIECE = 2**20  # bytes unpacked at a time
@@ -228,6 +230,8 @@ def with_views_first(stored: StoredArray) -> StoredArray:
     q, n, d = stored.shape
 
     def read(start: int, stop: int) -> Tensor:
+        import torch
+
         return torch.stack([_rows_of_first(stored, k, start, stop) for k in range(q)], dim=1)
 
     return StoredArray((n, q, d), stored.item_size, read)
@@ -246,6 +250,8 @@ def check_axes(path: Path, name: str, stored: StoredArray) -> None:
     n_second = min(b, PROBED, PROBED_BYTES // max(1, n_first * d * stored.item_size))
     if not 2 <= a < b or n_second < FEWEST_PROBED:
         return
+    import torch
+
     rows = torch.stack([_rows_of_first(stored, k, 0, n_second) for k in range(n_first)]).double()
     along_first = float(rows.var(dim=0).sum(dim=-1).mean())  # differ by the first index alone
     along_second = float(rows.var(dim=1).sum(dim=-1).mean())
@@ -270,11 +276,11 @@ def stored_at(
     offset: int,
     shape: tuple[int, ...],
     dtype: np.dtype,
-    as_type: torch.dtype | None = None,
+    as_type: str | None = None,
 ) -> StoredArray:
     """A contiguous array that begins at an offset; the caller has checked that it is in the file.
 
-    as_type: for a type that numpy lacks, the torch type to view the numbers as.
+    as_type: for a type that numpy lacks, the name of the torch type to view the numbers as.
     """
 
     def read(start: int, stop: int) -> Tensor:
@@ -285,8 +291,10 @@ def stored_at(
         return typed(read_rows(path, offset, (count, *shape[-1:]), dtype, start, stop))
 
     def typed(rows: np.ndarray) -> Tensor:
+        import torch
+
         numbers = torch.from_numpy(rows)
-        return numbers if as_type is None else numbers.view(as_type)
+        return numbers if as_type is None else numbers.view(getattr(torch, as_type))
 
     return StoredArray(shape, dtype.itemsize, read, rows)
 
@@ -405,6 +413,8 @@ class _ZippedArray:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows start .. stop - 1. Raises InputError if the bytes are damaged."""
+        import torch
+
         return torch.from_numpy(self.numbers[start:stop])
 
     @cached_property

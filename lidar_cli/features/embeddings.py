@@ -1,4 +1,7 @@
-"""Embeddings of one layer, read in chunks of whole samples, independent of the file format."""
+"""Embeddings of one layer, read in chunks of whole samples, independent of the file format.
+
+Only what reads numbers imports torch.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,19 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from lidar_cli.core.dense import DenseParts
-from lidar_cli.core.moments import ViewCounts
 from lidar_cli.errors import InputError
 
-ReadRows = Callable[[int, int], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lidar_cli.core.dense import DenseParts
+    from lidar_cli.core.moments import ViewCounts
+
+ReadRows: TypeAlias = "Callable[[int, int], Tensor]"
 
 
 class StoredArray(NamedTuple):
@@ -58,6 +63,8 @@ class Chunk(NamedTuple):
         """
         if self.views is None:
             return
+        import torch
+
         if self.counts is None:
             yield self.views, torch.arange(len(self.views))
             return
@@ -165,12 +172,16 @@ class Embeddings:
         """q, or where they are unequal how many samples have each number of views."""
         if self.counts is None:
             return self.shape[1]
+        import torch
+
         views, samples = torch.unique(self.counts, return_counts=True)
         return dict(zip(views.tolist(), samples.tolist(), strict=True))
 
     @cached_property
     def _first_rows(self) -> Tensor:
         """The number of the first row of each sample, and that of all rows [n + 1]."""
+        import torch
+
         assert self.counts is not None
         return torch.cat([self.counts.new_zeros(1), self.counts.cumsum(0)])
 
@@ -221,6 +232,8 @@ class Embeddings:
     def _stop(self, start: int, memory: int, has_views: bool) -> int:
         """The end of a chunk of about `memory` bytes that begins with sample `start`."""
         if has_views and self.views is not None and self.counts is not None:
+            import torch
+
             size = _sample_bytes(self.views)
             clean = 0 if self.clean is None else _sample_bytes(self.clean)
             begins = self._first_rows * size + torch.arange(len(self._first_rows)) * clean

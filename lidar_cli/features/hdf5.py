@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from lidar_cli.errors import FeatureFileError, first_line, printable
 from lidar_cli.features.arrays import check_not_sparse, checked_sizes, read_rows, stored_at
@@ -30,6 +29,9 @@ from lidar_cli.features.schema import (
 )
 from lidar_cli.runtime.files import NotAFile, is_hdf5
 from lidar_cli.runtime.sandbox import Stamp, WalkResult, run_limited, stamp_of, validation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COUNTS = "samples/q"
 DTYPES = re.compile(r"[<>|][iufb][1248]")  # numpy's names of the types that are read
@@ -178,11 +180,13 @@ class HDF5Contents:
         array = self.array(name)
         if array.offset is not None:
             return stored_at(self.path, array.offset, array.shape, array.dtype)
-        return StoredArray(
-            array.shape,
-            array.dtype.itemsize,
-            lambda start, stop: torch.from_numpy(self.rows(array, start, stop)),
-        )
+
+        def read(start: int, stop: int) -> Tensor:
+            import torch
+
+            return torch.from_numpy(self.rows(array, start, stop))
+
+        return StoredArray(array.shape, array.dtype.itemsize, read)
 
 
 @contextmanager

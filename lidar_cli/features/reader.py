@@ -8,12 +8,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from lidar_cli.core.dense import DenseParts
 from lidar_cli.errors import FeatureFileError, Unresumable, shortened
 from lidar_cli.features.arrays import AS_IT_IS, ArrayForm, as_embeddings, choose_array
 from lidar_cli.features.embeddings import (
@@ -45,6 +43,11 @@ from lidar_cli.features.schema import (
 )
 from lidar_cli.runtime.files import NotAFile, check_regular, parse_json
 from lidar_cli.settings import PATCHES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lidar_cli.core.dense import DenseParts
 
 NO_DENSE = "not measured: the extraction was not finished, or an earlier lidar made it"
 
@@ -201,8 +204,10 @@ def _layer(file: HDF5Contents, path: Path, name: str, provenance: dict[str, Any]
     )
 
 
-def _counts(file: HDF5Contents, rows: int) -> torch.Tensor:
+def _counts(file: HDF5Contents, rows: int) -> Tensor:
     """The numbers of views of samples [n]. Raises ValueError if they are not those of the rows."""
+    import torch
+
     counts = torch.from_numpy(file.read_all(COUNTS).astype(np.int64))
     if not len(counts) or int(counts.min()) < 1 or int(counts.max()) > rows or counts.sum() != rows:
         raise ValueError(
@@ -217,7 +222,7 @@ def _check_shapes(
     file: HDF5Contents,
     name: str,
     shapes: Mapping[str, tuple[int, ...]],
-    counts: torch.Tensor | None,
+    counts: Tensor | None,
 ) -> None:
     """Raise ValueError if the arrays of a layer do not fit together, or there are none."""
     views, clean = shapes.get("views"), shapes.get("clean")
@@ -242,6 +247,8 @@ def _check_shapes(
 
 def _dense_parts(file: HDF5Contents) -> DenseParts | str:
     """The parts of DSE in a file, or why there are none. Raises ValueError if it is damaged."""
+    from lidar_cli.core.dense import DenseParts
+
     text = file.attributes["dse"]
     if text is None:
         return NO_DENSE

@@ -28,19 +28,18 @@ from lidar_cli.ranking.cache import MARKER, CacheFolder
 from lidar_cli.ranking.discover import (
     Checkpoint,
     FeatureFile,
-    files_of,
     is_feature_file,
-    reason_unopened,
 )
 from lidar_cli.ranking.group_metrics import find_order
 from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.order import comparable
-from lidar_cli.ranking.paths import check_two, place_of, select
+from lidar_cli.ranking.paths import check_two, only_file, place_of, select
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, listed_metrics, ranked_metrics
 from lidar_cli.scoring.intervals import Interval, interval_of, ties
-from lidar_cli.scoring.run import open_embeddings, open_layer, score_layer, with_intervals
+from lidar_cli.scoring.open import open_embeddings, open_layer
+from lidar_cli.scoring.run import score_layer, with_intervals
 from lidar_cli.scoring.saved import SUFFIX, ScoreWithoutIntervals, read_score
 from lidar_cli.settings import (
     EMBEDDED,
@@ -125,7 +124,7 @@ def compare_files(
     """
     check_two(paths)
     find_order(settings.by, "compare")
-    first, second = map(_only_file, paths)
+    first, second = map(only_file, paths)
     progress = progress or Progress()
     selection = select([first, second])
     checkpoints = [path for path in (first, second) if not is_feature_file(path)]
@@ -212,33 +211,6 @@ def _why_no_interval(name: str, scores: tuple[Score, Score]) -> str | None:
 
 
 # Which files
-
-
-def _only_file(path: Path) -> Path:
-    """The file that a path names: itself, or the only checkpoint in it.
-
-    Raises InputError if there is none, SettingsError if there are several.
-    """
-    files: list[Path] = []
-    for file in files_of(select(path), _ignore):
-        if file != path and reason_unopened(file) is not None:
-            continue
-        if any(file.samefile(other) for other in files):  # last.ckpt may be a link to another
-            continue
-        files.append(file)
-        if len(files) > 1:
-            raise SettingsError(
-                f"{path}: holds several checkpoints, such as {files[0]} and {files[1]}; name one "
-                f"of them, or order them all: lidar rank {path}",
-                code="not-two",
-            )
-    if not files:
-        raise InputError(f"{path}: no checkpoint in it", code="no-checkpoint")
-    return files[0]
-
-
-def _ignore(error: OSError) -> None:
-    """A folder that cannot be listed has no checkpoint to compare."""
 
 
 def _folders_with_cache(folder: Path) -> Iterator[Path]:

@@ -6,15 +6,14 @@ A folder that is one checkpoint in several files is one entry.
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.open import open_checkpoint, recognise
-from lidar_cli.checkpoints.reading.folder import DISTRIBUTED, PART, checkpoint_in
+from lidar_cli.checkpoints.reading.folder import CHECKPOINT_SUFFIXES
 from lidar_cli.checkpoints.reading.read import read_contents, stamp
 from lidar_cli.checkpoints.shapes.spec import CheckpointDescription
 from lidar_cli.errors import (
@@ -29,29 +28,27 @@ from lidar_cli.errors import (
     first_line,
 )
 from lidar_cli.extraction.plan import with_assumed_in_use
-from lidar_cli.extraction.run import CHECKPOINT_SUFFIXES
 from lidar_cli.features.reader import read_provenance
-from lidar_cli.features.schema import joined_name
 from lidar_cli.ranking.digests import Digests, Stamp
 from lidar_cli.ranking.group_metrics import ORDERS
-from lidar_cli.ranking.paths import Paths, Selection, is_link_to_nothing, place_of, select, walk
+from lidar_cli.ranking.paths import (
+    ARRAY_SUFFIXES,
+    Paths,
+    check_any,
+    files_of,
+    has_suffix,
+    reason_unopened,
+    select,
+)
 from lidar_cli.ranking.weights import sample_digest, weights_digest
-from lidar_cli.runtime.files import irregular_kind, is_hdf5
+from lidar_cli.runtime.files import is_hdf5
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.run import open_array
+from lidar_cli.scoring.open import open_array
 from lidar_cli.settings import CompareSettings, EmbedSettings, RankSettings
 
-FEATURE_SUFFIXES = (".h5", ".hdf5")
-ARRAY_SUFFIXES = (".npy", ".npz")
 NEITHER = "neither a checkpoint nor a feature file"
 # Beginning of the digest of an untrained network; the digest of a file is hexadecimal.
 UNTRAINED = "untrained-"
-# Files that training scripts save with the weights; others are recognised by their content.
-NOT_WEIGHTS = re.compile(
-    r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?|.*_optim_states)\.(pt|pth|bin)"
-)
-# Folders that a checkpoint is written to before they get their name.
-UNFINISHED = re.compile(r".+\.tmp|tmp-checkpoint-\d+")
 
 
 @dataclass
@@ -169,6 +166,7 @@ def scan_directory(
     NoProcess if no process can be started to read files in.
     """
     selection, scan, recogniser = select(paths), DirectoryScan(), Recogniser(settings)
+    check_any(selection)
     files = list(files_of(selection, lambda error: scan.fail(Path(error.filename), error)))
     to_open = [path for path in files if reason_unopened(path) is None]
     # In random order, so that processes which start together hash different files first.
@@ -186,13 +184,6 @@ def scan_directory(
         progress.update("reading checkpoints", at, len(files))
         classify_file(path, scan, recogniser, progress, digests)
     _merge_equal_weights(scan, settings)
-    if not files and not scan.failed:
-        left = " that --include and --exclude leave" if selection.is_filtered else ""
-        raise InputError(
-            f"{selection}: no checkpoint in it{left}; expected files ending in "
-            f"{' '.join(CHECKPOINT_SUFFIXES)}, or feature files",
-            code="no-checkpoint",
-        )
     return scan
 
 
@@ -341,21 +332,6 @@ def is_tensor_of_embeddings(path: Path, recogniser: Recogniser) -> bool:
     return False
 
 
-def reason_unopened(path: Path) -> str | None:
-    """Why a file is skipped without opening it; None if it is to be opened."""
-    if NOT_WEIGHTS.fullmatch(path.name.lower()):
-        return "by its name, not model weights"
-    folder = path if path.is_dir() else path.parent
-    if UNFINISHED.fullmatch(folder.name) and (path.is_dir() or PART.fullmatch(path.name)):
-        return "by its name, a checkpoint that is being saved"
-    if joined := joined_name(path):
-        return f"by its name, a shard of {joined}"
-    if is_link_to_nothing(path):
-        return f"a link to nothing: {path.readlink()}"
-    kind = irregular_kind(path)
-    return f"{kind}, not a file" if kind else None
-
-
 def is_feature_file(path: Path) -> bool:
     """Whether a file is HDF5 and has no suffix of checkpoints."""
     if path.name.lower().endswith(CHECKPOINT_SUFFIXES) or path.is_dir():
@@ -396,44 +372,6 @@ def _embedding_facts(description: CheckpointDescription) -> str:
             description.configured,
         ]
     )
-
-
-def files_of(selection: Selection, on_error: Callable[[OSError], None]) -> Iterator[Path]:
-    """The files of a selection, and folders that are one checkpoint, each once, in a stable order.
-
-    Those in folders and those that match a pattern have a suffix of checkpoints or features. A part
-    of a distributed checkpoint stands for its folder.
-    on_error: receives the error of a folder that cannot be listed.
-    """
-    entered: set[tuple[int, int]] = set()
-    files: set[str] = set()
-    for path, is_match in selection.named():
-        paths = iter([path])
-        if path.is_dir():
-            folders = walk(path, on_error, entered)
-            paths = (one for at, names in folders for one in _files_in(at, names))
-        elif DISTRIBUTED.fullmatch(path.name):
-            paths = iter([path.parent])
-        elif is_match:
-            paths = filter(has_suffix, paths)
-        for file in paths:
-            if place_of(file) not in files and selection.includes(file):
-                files.add(place_of(file))
-                yield file
-
-
-def _files_in(folder: Path, names: list[str]) -> Iterator[Path]:
-    """The checkpoints and feature files among the files of a folder, or the folder itself."""
-    whole = checkpoint_in(folder, names)
-    if whole is not None:
-        yield whole
-        names = [name for name in names if not PART.fullmatch(name)]
-    yield from filter(has_suffix, (folder / name for name in names))
-
-
-def has_suffix(path: Path) -> bool:
-    """Whether a file has a suffix of checkpoints, feature files or arrays."""
-    return path.name.lower().endswith((*CHECKPOINT_SUFFIXES, *FEATURE_SUFFIXES, *ARRAY_SUFFIXES))
 
 
 def _reason(path: Path, error: Exception) -> str:

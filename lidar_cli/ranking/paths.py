@@ -9,17 +9,32 @@ import difflib
 import errno
 import glob
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lidar_cli.checkpoints.reading.folder import is_checkpoint
+from lidar_cli.checkpoints.reading.folder import (
+    CHECKPOINT_SUFFIXES,
+    DISTRIBUTED,
+    PART,
+    checkpoint_in,
+    is_checkpoint,
+)
 from lidar_cli.errors import InputError, SettingsError
-from lidar_cli.runtime.files import did_you_mean
+from lidar_cli.runtime.files import did_you_mean, irregular_kind
 from lidar_cli.settings import RankSettings
 
+FEATURE_SUFFIXES = (".h5", ".hdf5")
+ARRAY_SUFFIXES = (".npy", ".npz")
 RECURSIVE = "**"  # the part of a pattern that stands for any number of folders
+# Files that training scripts save with the weights; others are recognised by their content.
+NOT_WEIGHTS = re.compile(
+    r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?|.*_optim_states)\.(pt|pth|bin)"
+)
+# Folders that a checkpoint is written to before they get their name.
+UNFINISHED = re.compile(r".+\.tmp|tmp-checkpoint-\d+")
 LINK_TO_NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -107,6 +122,98 @@ def check_two(paths: Sequence[Path]) -> None:
             code="not-two",
         )
     select(paths)
+
+
+def check_any(selection: Selection) -> None:
+    """Raise InputError if a selection has no file, and all of its folders can be listed."""
+    unlisted: list[OSError] = []
+    if any(True for _ in files_of(selection, unlisted.append)) or unlisted:
+        return
+    left = " that --include and --exclude leave" if selection.is_filtered else ""
+    raise InputError(
+        f"{selection}: no checkpoint in it{left}; expected files ending in "
+        f"{' '.join(CHECKPOINT_SUFFIXES)}, or feature files",
+        code="no-checkpoint",
+    )
+
+
+def files_of(selection: Selection, on_error: Callable[[OSError], None]) -> Iterator[Path]:
+    """The files of a selection, and folders that are one checkpoint, each once, in a stable order.
+
+    Those in folders and those that match a pattern have a suffix of checkpoints or features. A part
+    of a distributed checkpoint stands for its folder.
+    on_error: receives the error of a folder that cannot be listed.
+    """
+    entered: set[tuple[int, int]] = set()
+    files: set[str] = set()
+    for path, is_match in selection.named():
+        paths = iter([path])
+        if path.is_dir():
+            folders = walk(path, on_error, entered)
+            paths = (one for at, names in folders for one in _files_in(at, names))
+        elif DISTRIBUTED.fullmatch(path.name):
+            paths = iter([path.parent])
+        elif is_match:
+            paths = filter(has_suffix, paths)
+        for file in paths:
+            if place_of(file) not in files and selection.includes(file):
+                files.add(place_of(file))
+                yield file
+
+
+def _files_in(folder: Path, names: list[str]) -> Iterator[Path]:
+    """The checkpoints and feature files among the files of a folder, or the folder itself."""
+    whole = checkpoint_in(folder, names)
+    if whole is not None:
+        yield whole
+        names = [name for name in names if not PART.fullmatch(name)]
+    yield from filter(has_suffix, (folder / name for name in names))
+
+
+def has_suffix(path: Path) -> bool:
+    """Whether a file has a suffix of checkpoints, feature files or arrays."""
+    return path.name.lower().endswith((*CHECKPOINT_SUFFIXES, *FEATURE_SUFFIXES, *ARRAY_SUFFIXES))
+
+
+def reason_unopened(path: Path) -> str | None:
+    """Why a file is skipped without opening it; None if it is to be opened."""
+    if NOT_WEIGHTS.fullmatch(path.name.lower()):
+        return "by its name, not model weights"
+    folder = path if path.is_dir() else path.parent
+    if UNFINISHED.fullmatch(folder.name) and (path.is_dir() or PART.fullmatch(path.name)):
+        return "by its name, a checkpoint that is being saved"
+    from lidar_cli.features.schema import joined_name  # which imports numpy
+
+    if joined := joined_name(path):
+        return f"by its name, a shard of {joined}"
+    if is_link_to_nothing(path):
+        return f"a link to nothing: {path.readlink()}"
+    kind = irregular_kind(path)
+    return f"{kind}, not a file" if kind else None
+
+
+def only_file(path: Path) -> Path:
+    """The file that a path names: itself, or the only checkpoint in it.
+
+    A folder that cannot be listed has none.
+    Raises InputError if there is none, SettingsError if there are several.
+    """
+    files: list[Path] = []
+    for file in files_of(select(path), lambda _: None):
+        if file != path and reason_unopened(file) is not None:
+            continue
+        if any(file.samefile(other) for other in files):  # last.ckpt may be a link to another
+            continue
+        files.append(file)
+        if len(files) > 1:
+            raise SettingsError(
+                f"{path}: holds several checkpoints, such as {files[0]} and {files[1]}; name one "
+                f"of them, or order them all: lidar rank {path}",
+                code="not-two",
+            )
+    if not files:
+        raise InputError(f"{path}: no checkpoint in it", code="no-checkpoint")
+    return files[0]
 
 
 def walk(

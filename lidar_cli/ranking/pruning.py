@@ -25,8 +25,8 @@ from lidar_cli.features.reader import read_interrupted, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, check_unlocked, revision_of
 from lidar_cli.ranking.cache import KEY, MARKER, NAME_PATTERNS, STALE_AFTER, CacheFolder
 from lidar_cli.ranking.digests import Digests, read_record
-from lidar_cli.ranking.discover import FEATURE_SUFFIXES, UNTRAINED, files_of
-from lidar_cli.ranking.paths import place_of, select
+from lidar_cli.ranking.discover import UNTRAINED
+from lidar_cli.ranking.paths import FEATURE_SUFFIXES, files_of, place_of, select
 from lidar_cli.runtime.files import check_regular, irregular_kind, parse_json
 from lidar_cli.scoring.saved import SUFFIX
 

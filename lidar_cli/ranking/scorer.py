@@ -39,7 +39,8 @@ from lidar_cli.runtime.device import scoring_device
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, ranked_metrics
 from lidar_cli.scoring.intervals import Grouping
-from lidar_cli.scoring.run import open_layer, score_layer
+from lidar_cli.scoring.open import open_layer
+from lidar_cli.scoring.run import score_layer
 from lidar_cli.settings import ExtractSettings, RankSettings
 from lidar_cli.views.pipeline import Views
 

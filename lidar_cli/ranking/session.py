@@ -59,7 +59,8 @@ from lidar_cli.runtime.device import (
 )
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, ranked_metrics
-from lidar_cli.scoring.run import open_array, open_groups, score_layer
+from lidar_cli.scoring.open import open_array, open_groups
+from lidar_cli.scoring.run import score_layer
 from lidar_cli.settings import EMBEDDED, ArraySettings, RankSettings, flags
 from lidar_cli.views.methods import find_recipe
 

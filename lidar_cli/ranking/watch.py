@@ -20,11 +20,10 @@ from lidar_cli.ranking.discover import (
     Recogniser,
     Skipped,
     classify_file,
-    files_of,
 )
 from lidar_cli.ranking.group_metrics import find_order
 from lidar_cli.ranking.order import Row, comparable, unranked_row
-from lidar_cli.ranking.paths import Paths, select
+from lidar_cli.ranking.paths import Paths, files_of, select
 from lidar_cli.ranking.runs import Axis, position_in_name
 from lidar_cli.ranking.scorer import Scorer
 from lidar_cli.ranking.session import Session, open_session

@@ -24,6 +24,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lidar_cli.errors import InputError
+
 MAX_TABLE = 64 * 2**20  # bytes of a table or settings file, which may be a pipe
 MAX_DIRECTORY = 16 << 20  # bytes of a zip directory, enough for hundreds of thousands of members
 ENCRYPTED = 0x1  # in the flags of a zip member
@@ -46,6 +48,17 @@ class NotAFile(OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder, and those above it, that does not exist. Raises InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be created: {error.strerror}; name another folder",
+            code="cannot-be-created",
+        ) from error
 
 
 def irregular_kind(path: Path, follow: bool = True) -> str | None:

@@ -40,7 +40,8 @@ from lidar_cli.scoring.compute import (
     noise_clause,
 )
 from lidar_cli.scoring.intervals import Grouping
-from lidar_cli.scoring.run import open_embeddings, score_moments
+from lidar_cli.scoring.open import open_embeddings
+from lidar_cli.scoring.run import score_moments
 from lidar_cli.scoring.streaming import LayerMoments, enough_memory, read_into
 from lidar_cli.settings import MetricSettings, ScoreSettings
 
@@ -58,12 +59,22 @@ def converge_file(
     groups: Grouping | None = None,
 ) -> list[Score]:
     """The scores of `score_file`, each with its `convergence`. Raises as `score_file`."""
+    return converge_layers(open_embeddings(path, settings), settings, progress, groups)
+
+
+def converge_layers(
+    layers: Sequence[Embeddings],
+    settings: ScoreSettings,
+    progress: Progress | None = None,
+    groups: Grouping | None = None,
+) -> list[Score]:
+    """The scores of `score_layers`, each with its `convergence`. Raises as `score_layers`."""
     progress = progress or Progress()
     wanted = parse_metrics(settings.metrics)
     device = find_scoring_device(settings.device)
     return [
         converge(embeddings, settings, device, wanted, progress, settings.confidence, groups)
-        for embeddings in open_embeddings(path, settings)
+        for embeddings in layers
     ]
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lidar_cli.data.tables import read_table
 from lidar_cli.errors import InputError, first_line
@@ -27,6 +26,9 @@ from lidar_cli.features.embeddings import (
     with_equal_views,
 )
 from lidar_cli.runtime.files import read_named
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GAP = 2**15  # bytes between two rows that are read along, instead of a second read
 PIECE = 2**24  # bytes read at once to pick rows from
@@ -74,6 +76,8 @@ def group_rows(embeddings: Embeddings) -> Embeddings:
     if names.labels is not None:
         first = np.unique(numbers, return_index=True)[1]
         labels = [names.labels[at] for at in first.tolist()]
+    import torch
+
     counts = np.bincount(numbers)
     check_counts(file, torch.from_numpy(counts), "row")
     read = stored.read
@@ -97,6 +101,8 @@ def _read_in_order(stored: StoredArray, order: np.ndarray) -> ReadRows:
     row_bytes = max(1, stored.item_size * stored.shape[1])
 
     def read(start: int, stop: int) -> Tensor:
+        import torch
+
         wanted, targets = torch.from_numpy(order[start:stop]).sort()
         far = wanted.diff() > max(1, GAP // row_bytes)
         pieces = wanted // max(1, PIECE // row_bytes)

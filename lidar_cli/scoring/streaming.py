@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.configuration import parse_size
-from lidar_cli.core.accumulate import map_pieces
+from lidar_cli.core.accumulate import map_pieces, parallel_in_portions_alone
 from lidar_cli.core.metrics import METRICS, READ_FROM_ROWS, READ_FROM_SCATTERS, READ_FROM_SUBSET
 from lidar_cli.core.moments import Moments, RowMoments, unit_rows
 from lidar_cli.core.subset import MOST_VIEWS, ComparedViews, HalfMeans, SampleSubset, half_means
@@ -83,6 +83,10 @@ class LayerMoments:
     def update(self, chunk: Chunk) -> None:
         """Add a chunk of samples."""
         self._compared = {}
+        with parallel_in_portions_alone(self.rows.dim, self.rows.device):
+            self._update(chunk)
+
+    def _update(self, chunk: Chunk) -> None:
         if self.views is not None and chunk.views is not None:
             self.views.note_type(chunk.views.dtype)
         for block, samples in chunk.blocks():

@@ -10,7 +10,8 @@ from lidar_cli.core import accumulate
 from lidar_cli.core.accumulate import held_rows
 from lidar_cli.core.metrics import parse_metrics
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.run import open_embeddings, score_layer
+from lidar_cli.scoring.open import open_embeddings
+from lidar_cli.scoring.run import score_layer
 from lidar_cli.scoring.streaming import read_moments
 from lidar_cli.settings import ScoreSettings
 

@@ -20,7 +20,8 @@ from lidar_cli.core.spectra import lda_spectrum
 from lidar_cli.data.dataset import decoded
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.run import open_embeddings, score_layer
+from lidar_cli.scoring.open import open_embeddings
+from lidar_cli.scoring.run import score_layer
 from lidar_cli.settings import RankSettings, ScoreSettings
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
+import torch
 from make import checkpoint, image_folder
 
 
@@ -99,7 +101,25 @@ MISTAKES = (
     Mistake("inspect z.npy", 3, "lidar score z.npy"),
     Mistake("rank page.pt", 3, "saved in place of a download; fetch the file again"),
     Mistake("score page.pt", 3, "a web page, not what was to be downloaded; fetch it again"),
+    # contents
+    Mistake("score cut.h5", 3, "cut.h5: cannot be opened"),
+    Mistake("score cut.npy", 3, "truncated, 200 of 9,728 bytes; copy or write the file again"),
+    Mistake("score row.npy", 3, "expected one of (n, q, d) or (N, d)"),
+    Mistake("score cut.npz", 3, "copy or save it again"),
+    Mistake("score hostile.pt", 3, "names os.system, which no checkpoint needs"),
+    Mistake("extract hostile.pt", 3, "names os.system, which no checkpoint needs"),
+    Mistake("extract step.pt", 3, "holds no model weights (found step)"),
+    Mistake("extract ckpt.pt --prefix model.", 3, "model."),
+    Mistake("extract ckpt.pt --branch teacher", 3, "teacher"),
+    Mistake("extract ckpt.pt --assume heads=3", 2, "nothing in it has heads; leave it out"),
+    Mistake("probe cut.h5", 3, "cut.h5: cannot be opened"),
+    Mistake("compare ckpt.pt cut.h5", 3, "cut.h5: cannot be opened"),
+    Mistake("compare acc.csv ckpt.pt", 3, "a text file; expected"),
+    Mistake("compare empty ckpt.pt", 3, "empty: no checkpoint in it"),
+    Mistake("rank empty", 3, "no checkpoint in it; expected files ending in"),
+    Mistake("rank runs --exclude a", 3, "that --include and --exclude leave"),
     # outputs
+    Mistake("demo acc.csv/demo", 3, "cannot be created: Not a directory; name another folder"),
     Mistake("extract ckpt.pt -o out/x.h5", 2, "mkdir -p out"),
     Mistake("rank runs/ --report out/page.html", 2, "mkdir -p out"),
     Mistake("rank runs/ --report page.pdf", 2, "expected a name that ends in .html"),
@@ -119,4 +139,14 @@ def make_workplace(folder: Path) -> None:
     (folder / "acc.csv").write_text("path,accuracy\n")
     (folder / "page.pt").write_text("<!DOCTYPE html>\n<html></html>\n")
     (folder / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (folder / "empty").mkdir()
+    np.save(folder / "row.npy", np.zeros(3))
+    np.savez(folder / "z.npz", np.zeros((4, 3, 2)))
+    torch.save({"step": 3}, folder / "step.pt")
+    (folder / "hostile.pt").write_bytes(b"\x80\x02cos\nsystem\n(S'ls runs'\ntR.")
+    (folder / "cut.npy").write_bytes((folder / "z.npy").read_bytes()[:200])
+    (folder / "cut.npz").write_bytes((folder / "z.npz").read_bytes()[:-30])
+    with h5py.File(folder / "z.h5", "w") as file:
+        file["z"] = np.zeros((4, 3, 2))
+    (folder / "cut.h5").write_bytes((folder / "z.h5").read_bytes()[:1000])
     (folder / "link.pt").symlink_to("gone.pt")

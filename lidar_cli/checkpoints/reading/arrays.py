@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lidar_cli.checkpoints.reading.lazy_tensor import ELEMENT_TYPES, ITEMSIZE, LazyTensor
 from lidar_cli.checkpoints.reading.read import describe, read_file
@@ -70,7 +69,7 @@ def _stored(tensor: LazyTensor) -> StoredArray:
     storage = tensor.storage
     if storage is not None and _is_contiguous(tensor):
         offset = storage.source.start + storage.first + item * tensor.offset
-        as_type = torch.bfloat16 if tensor.dtype == "bfloat16" else None
+        as_type = tensor.dtype if tensor.dtype == "bfloat16" else None
         return stored_at(storage.source.path, offset, tensor.shape, FLOATS[tensor.dtype], as_type)
     materialise = cache(tensor.materialise)
     return StoredArray(tensor.shape, item, lambda start, stop: materialise()[start:stop])

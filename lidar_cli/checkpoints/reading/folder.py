@@ -34,6 +34,7 @@ from lidar_cli.errors import CheckpointError, first_line, shortened
 from lidar_cli.runtime.files import open_regular, read_limited
 
 PREFIXES = {"hf-hub:": "", "timm:": "timm/"}  # prefix of a path -> prefix of the name on the Hub
+CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is read
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # of peft, which are refused
 ADAPTER = "base_model.model."  # the prefix of their tensors
