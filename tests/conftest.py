@@ -36,7 +36,7 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """For -n alone, parts that begin as halves: few modules are split, whose fixtures cost twice."""
+    """For -n alone, one part for each process at first: fixtures of few modules run twice."""
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
