@@ -426,12 +426,12 @@ from lidar_cli.__main__ import main
 from lidar_cli.scoring import influences
 from lidar_cli.scoring.streaming import LayerMoments
 
-score_file, reading = lidar_cli.scoring.run.score_file, None
+score_layers, reading = lidar_cli.scoring.run.score_layers, None
 
-def score_and_signal(path, *more):
+def score_and_signal(layers, *more):
     global reading
-    reading = path.stem
-    return score_file(path, *more)
+    reading = layers[0].file.removesuffix(".npy")
+    return score_layers(layers, *more)
 
 def short(owner, name, file, counts=lambda *arguments, **more: True):
     step = getattr(owner, name)
@@ -441,7 +441,7 @@ def short(owner, name, file, counts=lambda *arguments, **more: True):
         bytearray(2**50)
     setattr(owner, name, limited)
 
-lidar_cli.scoring.run.score_file = score_and_signal
+lidar_cli.scoring.run.score_layers = score_and_signal
 if os.environ["RANK"] == "1":  # asks for more than any machine has in one step of each file's work
     short(lidar_cli.scoring.run, "compute_score", "sheet")
     short(LayerMoments, "merge", "merge", lambda whole, part: whole.rows.n)
