@@ -10,13 +10,14 @@ parsed where they are used.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from lidar_cli.errors import SettingsError, first_line, nearest, shortened, suggestion
 from lidar_cli.settings import COMMANDS, EMBEDDED, EMBEDDED_DEFAULTS, FACTORY_NAME, DefaultCount
@@ -202,11 +203,18 @@ def _check_keys(
             raise SettingsError(message, code="unknown-key")
 
 
+@functools.cache
+def _validator(settings: Any) -> Callable[[dict[str, Any]], Any]:
+    import pydantic
+
+    return pydantic.TypeAdapter(settings).validate_python
+
+
 def _validate(cls: type[S], raw: dict[str, Any], origins: Mapping[str, str]) -> S:
     import pydantic
 
     try:
-        return pydantic.TypeAdapter(cls).validate_python(raw)
+        return cast(S, _validator(cls)(raw))  # type: ignore[arg-type] # a class is hashable
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"

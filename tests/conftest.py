@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 
@@ -27,6 +28,18 @@ else:
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
     settings.load_profile("lidar")
+
+
+def pytest_collection_finish():
+    gc.freeze()  # else each full collection visits every module and every test again
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """For -n alone, one part for each process at first: fixtures of few modules run twice."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
 @pytest.fixture(autouse=True)

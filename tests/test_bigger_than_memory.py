@@ -51,11 +51,11 @@ def capped(
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 MB of embeddings [1600, 128, 512]: every sample is one of eight, its views shuffled."""
+    """400 MB of embeddings [1600, 512, 128]: every sample is one of eight, its views shuffled."""
     path = tmp_path_factory.mktemp("features") / "z.h5"
-    few = np.random.default_rng(0).standard_normal((8, 128, 512), np.float32)
+    few = np.random.default_rng(0).standard_normal((8, 512, 128), np.float32)
     with h5py.File(path, "w") as file:
-        out = file.create_dataset("z", (1600, 128, 512), np.float32)
+        out = file.create_dataset("z", (1600, 512, 128), np.float32)
         for start in range(0, 1600, 8):
             out[start : start + 8] = np.roll(few, start, axis=1)
     return path
@@ -75,11 +75,11 @@ def test_features_many_times_the_memory_are_scored(features: Path) -> None:
     within = few - means[:, None]
     unit = few / np.linalg.norm(few, axis=2, keepdims=True)
     spread = unit - unit.mean(axis=1, keepdims=True)
-    assert found["alignment"] == pytest.approx(2 / 127 * (spread**2).sum(axis=(1, 2)).mean(), 1e-9)
-    scatter = np.tensordot(within, within, ((0, 1), (0, 1))) / (8 * 127) + 1e-4 * np.eye(512)
+    assert found["alignment"] == pytest.approx(2 / 511 * (spread**2).sum(axis=(1, 2)).mean(), 1e-9)
+    scatter = np.tensordot(within, within, ((0, 1), (0, 1))) / (8 * 511) + 1e-4 * np.eye(128)
     centred = means - means.mean(axis=0)
     values = np.linalg.eigvalsh(centred @ np.linalg.solve(scatter, centred.T))[1:]
-    shares = np.zeros(512)
+    shares = np.zeros(128)
     shares[:7] = values / values.sum()
     shares += 1e-7  # epsilon
     assert found["lidar"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), 1e-6)

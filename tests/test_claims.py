@@ -19,14 +19,13 @@ from typing import BinaryIO
 
 import psutil
 import pytest
-import typer.main
 from command import Command
 from make import checkpoint, environment, image_folder, lidar_here
 from raising import raises
 
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.read import sha256
-from lidar_cli.cli import app
+from lidar_cli.cli import program
 from lidar_cli.errors import InputError
 from lidar_cli.ranking import scorer
 from lidar_cli.ranking.cache import Cache, CacheFolder, Task
@@ -496,7 +495,7 @@ def test_the_slurm_script_is_one_and_its_commands_parse() -> None:
     text = SLURM.read_text(encoding="utf-8")
     subprocess.run(["bash", "-n", SLURM], check=True)
     assert re.search(r"^#SBATCH --array=", text, re.MULTILINE)
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = program.commands  # type: ignore[attr-defined]
     joined = text.replace("\\\n", " ")
     calls = re.findall(r"(?:\blidar|-m lidar_cli) ((?:extract|score|rank) [^#|)`\n]*)", joined)
     assert len(calls) == 4

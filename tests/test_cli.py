@@ -299,12 +299,12 @@ class Dropping:
         signal.raise_signal(signal.SIGINT)
         time.sleep(0)  # where Python looks for signals
 
-def app(**_):
+def program(**_):
     sys.settrace(trace)
     Dropping()
     time.sleep(30)
 
-cli.app = app
+cli.program = program
 __main__.main()
 """
 

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from command import Command
+from command import Command, run_command
 from hypothesis import given
 from hypothesis import strategies as st
 from interrupted import Stop, StopAfter, assert_same
@@ -316,15 +316,16 @@ def test_what_is_in_the_way_is_not_replaced(inputs: Inputs, tmp_path: Path) -> N
 
 
 KILLED = """
-import os, signal, sys, time
+import os, signal, time
 from lidar_cli.__main__ import main
 from lidar_cli.features.writer import FeatureWriter
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-write, rank, again = (FeatureWriter.write, os.environ["RANK"],
-                      os.environ["TORCHELASTIC_RESTART_COUNT"])
+write = FeatureWriter.write
 
 def write_and_signal(self, samples, views, clean):
     write(self, samples, views, clean)
+    rank, again = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
     with open("written", "a") as log:
         log.write(f"{again} {rank} {samples[0]}\\n")
     if (again, rank) == ("0", "1"):
@@ -332,9 +333,18 @@ def write_and_signal(self, samples, views, clean):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
 
+def work():
+    try:
+        main()
+    except SystemExit as left:
+        if left.code:
+            raise
+
 FeatureWriter.write = write_and_signal
-sys.argv = ["lidar", *sys.argv[1:]]
-main()
+# What torchrun starts, with forks for its interpreters.
+engine = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "run"}
+engine |= {"max_restarts": 1, "monitor_interval": 0.1, "start_method": "fork"}
+elastic_launch(LaunchConfig(1, 1, 2, **engine), work)()
 """
 
 
@@ -349,10 +359,9 @@ def torchrun(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_a_killed_rank_is_restarted_and_repeats_no_row(
     inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "killed.py").write_text(KILLED)
     options = ["-n", N, "-q", Q, "--clean-samples", CLEAN, "--image-size", 24, "--device", "cpu"]
     words = ["extract", inputs[0], "--data", inputs[1], *options, "--batch-size", BATCH]
-    done = torchrun("--max-restarts", 1, "killed.py", *words, "-o", "out.h5", cwd=tmp_path)
+    done = run_command([*words, "-o", "out.h5"], tmp_path, environment(), script=KILLED)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "out.h5\n"
     assert done.stderr.count("2 processes make out.h5 together") == 2  # once each time
@@ -417,12 +426,12 @@ from lidar_cli.__main__ import main
 from lidar_cli.scoring import influences
 from lidar_cli.scoring.streaming import LayerMoments
 
-score_file, reading = lidar_cli.scoring.run.score_file, None
+score_layers, reading = lidar_cli.scoring.run.score_layers, None
 
-def score_and_signal(path, *more):
+def score_and_signal(layers, *more):
     global reading
-    reading = path.stem
-    return score_file(path, *more)
+    reading = layers[0].file.removesuffix(".npy")
+    return score_layers(layers, *more)
 
 def short(owner, name, file, counts=lambda *arguments, **more: True):
     step = getattr(owner, name)
@@ -432,7 +441,7 @@ def short(owner, name, file, counts=lambda *arguments, **more: True):
         bytearray(2**50)
     setattr(owner, name, limited)
 
-lidar_cli.scoring.run.score_file = score_and_signal
+lidar_cli.scoring.run.score_layers = score_and_signal
 if os.environ["RANK"] == "1":  # asks for more than any machine has in one step of each file's work
     short(lidar_cli.scoring.run, "compute_score", "sheet")
     short(LayerMoments, "merge", "merge", lambda whole, part: whole.rows.n)

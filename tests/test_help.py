@@ -15,15 +15,14 @@ import typing
 from pathlib import Path
 
 import pytest
-import typer
 from make import environment, lidar
 
-from lidar_cli.cli import app
+from lidar_cli.cli import program
 from lidar_cli.cli.help import NAMES, examples, summary
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.settings import Panel
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = program.commands  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

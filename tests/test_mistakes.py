@@ -11,9 +11,9 @@ import pytest
 from make import environment, lidar
 from mistakes import MISTAKES, Mistake, make_workplace
 
-# Forks of an interpreter without torch, each of which runs the program.
+# Forks of an interpreter without torch that has run one command, each of which runs the program.
 RUN_EACH = """
-import json, os, pathlib, sys
+import contextlib, json, os, pathlib, sys
 import numpy, pydantic, lidar_cli.checkpoints.inspect
 from lidar_cli import cli
 from lidar_cli.__main__ import main
@@ -28,6 +28,9 @@ def run(words):
         return [left.code, "torch" in sys.modules]
     return [0, "torch" in sys.modules]
 
+sys.argv = ["lidar", "rank", "runs/", "--by", "lidarr"]
+with contextlib.suppress(SystemExit):
+    main()
 for words in json.load(sys.stdin):
     end, theirs = os.pipe()
     if not (child := os.fork()):

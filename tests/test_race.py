@@ -26,7 +26,7 @@ from lidar_cli.scoring.intervals import Interval
 from lidar_cli.settings import RankSettings
 
 LIDAR = METRICS["lidar"]
-BATCH = 5
+BATCH = 10
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,17 @@ from pathlib import Path
 
 import pytest
 import readme
-import typer.main
 from make import checkpoint, image_folder, lidar
 
 from lidar_cli.checkpoints.formats import FORMATS
-from lidar_cli.cli import app
+from lidar_cli.cli import program
 from lidar_cli.core.metrics import default_metrics
 from lidar_cli.explain.topics import explain, study_rows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PLAIN = " ".join(README.split())
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = program.commands  # type: ignore[attr-defined]
 
 
 def fenced(language: str) -> list[str]:

@@ -7,9 +7,10 @@ format is read by the usual names of backbones and heads (fallback.py). torch is
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,7 @@ def match_format(
     containers = candidate_dicts(tree)
     matches: dict[str, Match] = {}
     states: dict[object, StateDict | None] = {}  # many formats read the same state dict
+    clean = functools.cache(clean_name)  # and the same names
     for entry in requested:
         if not _has_keys(entry, tree, (config or {}) if name == "auto" else None):
             continue
@@ -286,7 +288,7 @@ def match_format(
             if not entry.containers or container in entry.containers or name != "auto":
                 source = (container, entry.nested, entry.class_prefix)
                 if source not in states:
-                    states[source] = _state_dict(entry, container, root)
+                    states[source] = _state_dict(entry, container, root, clean)
                 state = states[source]
                 if state is not None and _has_tensors(entry, state):
                     matches.setdefault(entry.name, (entry, state))
@@ -305,16 +307,19 @@ def match_format(
     return best[0] if best else None
 
 
-def _state_dict(format: Format, container: str, root: Mapping[str, Any]) -> StateDict | None:
+def _state_dict(
+    format: Format, container: str, root: Mapping[str, Any], clean: Callable[[str], str]
+) -> StateDict | None:
     """The tensors of a container, or of the dicts nested in it that the format lists.
 
-    None if there are no tensors, or if two of them get the same name.
+    clean: `clean_name`. None if there are no tensors, or if two of them get the same name.
     """
     tensors: dict[str, Weight] = {}
     originals: dict[str, str] = {}
     others: list[str] = []
     filled: set[str] = set()  # prefixes under which tensors were found
     walked: set[int] = set()  # ids of dicts
+    rename = ((format.class_prefix, ""),) if format.class_prefix else ()
     sources = [(p, prefix, _nested(root, p)) for p, prefix in format.nested or (("", ""),)]
     for at, prefix, source in sources:
         if source is None or prefix in filled:
@@ -322,7 +327,7 @@ def _state_dict(format: Format, container: str, root: Mapping[str, Any]) -> Stat
         listed = {id(other) for _, _, other in sources if other is not source}
         seen = set(listed)  # dicts that the format lists are not walked as part of another
         for name, value in _walk(source, MAX_DEPTH if at else 0, seen):
-            key = prefix + renamed(clean_name(name), ((format.class_prefix, ""),))
+            key = prefix + renamed(clean(name), rename)
             if not is_tensor(value):
                 others.append(f"{at}.{name}".lstrip("."))
             elif key in tensors:

@@ -71,7 +71,7 @@ app.command(cls=Command, context_settings={"ignore_unknown_options": True})(expl
 def run() -> None:
     """Run a command and exit. Raises SettingsError for words that the command does not take."""
     try:
-        status = app(prog_name="lidar", standalone_mode=False)
+        status = program(prog_name="lidar", standalone_mode=False)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(str(error), err=True)
@@ -107,3 +107,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+program = typer.main.get_command(app)  # once: calling `app` builds all options each time

@@ -496,18 +496,19 @@ class FeatureWriter:
     def _verify(self, layers: Iterable[str]) -> None:
         """Mark samples whose checksum does not match as not done."""
         done = np.flatnonzero(self.done)
-        for start in range(0, len(done), 256):
-            for i in done[start : start + 256]:
-                for group in (self._file["embeddings"][layer] for layer in layers):
-                    with_views = len(group["views"]) if "views" in group else 0
-                    if self._first_rows is not None:
-                        begin, end = self._first_rows[i : i + 2]
-                        views = group["views"][begin:end][None]
-                    else:
-                        views = group["views"][i : i + 1] if i < with_views else NO_VIEWS
-                    clean = group["clean"][i : i + 1] if "clean" in group else NO_CLEAN
-                    if checksums_of(views, clean)[0] != group["crc32"][i]:
-                        self.done[i] = False
+        for group in (self._file["embeddings"][layer] for layer in layers):
+            of_views, of_images = (group.get(name) for name in ("views", "clean"))
+            with_views = 0 if of_views is None else len(of_views)
+            crc32 = group["crc32"][:]
+            for i in done:
+                if self._first_rows is not None:
+                    begin, end = self._first_rows[i : i + 2]
+                    views = of_views[begin:end][None]
+                else:
+                    views = of_views[i : i + 1] if i < with_views else NO_VIEWS
+                clean = NO_CLEAN if of_images is None else of_images[i : i + 1]
+                if checksums_of(views, clean)[0] != crc32[i]:
+                    self.done[i] = False
 
 
 def _check_begun(

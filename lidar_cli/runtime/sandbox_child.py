@@ -54,6 +54,7 @@ def serve(seconds: int, wall: float, memory: int, answer: int) -> None:
             reply = {"failed": "start", "text": first_line(error)[:500], "retiring": True}
             send(connection, json.dumps(reply).encode())
             return
+        gc.freeze()  # modules: the collection after the file visits what the file made alone
         _limit_file(seconds, wall)
         content, numbers, retiring = _reply(walk, request, descriptor, answer)
         _end_with_parent(connection, False)
