@@ -271,7 +271,7 @@ def test_names_that_cannot_be_encoded_are_escaped(encoding: str, views: Path) ->
 
 def test_an_interrupt_leaves_with_130_and_no_trace(tmp_path: Path) -> None:
     with Command(["demo", "d"], tmp_path, environment()) as running:
-        while not (tmp_path / "d").exists() and running.poll() is None:
+        while not (tmp_path / "d" / "runs").exists() and running.poll() is None:
             time.sleep(0.05)
         time.sleep(1.0)  # the folder is there, so that training has begun and goes on for a minute
         running.send_signal(signal.SIGINT)
