@@ -270,37 +270,67 @@ def test_numbers_with_gradients_are_summed_and_complex_ones_refused():
         Moments.of(z.to(torch.complex64))
 
 
-@pytest.mark.parametrize("modes", [(True, False), (False, True), (True, True)])
-@pytest.mark.parametrize("dim", [4, 600], ids=["partial sums", "one sum"])
-def test_chunks_may_arrive_in_and_outside_of_inference_mode(modes, dim):
-    z = torch.randn(12, 3, dim, generator=torch.Generator().manual_seed(0))
-    expected, moments = Moments.of(z), Moments(3, dim)
-    for mode, chunk in zip(modes, z.split(6), strict=True):
+@pytest.mark.parametrize("modes", list(itertools.product([False, True], repeat=3)))
+@pytest.mark.parametrize(("q", "dim"), [(1, 4), (3, 4), (3, 600)])
+def test_chunks_may_arrive_in_and_outside_of_inference_mode(modes, q, dim):
+    z = torch.randn(12, q, dim, generator=torch.Generator().manual_seed(0))
+    expected = Moments.of(z)
+    with torch.inference_mode(modes[0]):
+        moments, copied = Moments(q, dim), Moments.of(z[:6])
+    for mode, chunk in zip(modes[1:], z.split(6), strict=True):
         with torch.inference_mode(mode):
             moments.update(chunk.clone())
             if dim == 4:
                 assert moments.within.isfinite().all()  # read in between, which adds held rows
-    moments.update(z[:0])
+    with torch.inference_mode(modes[1]):
+        copied = pickle.loads(pickle.dumps(copied)).merge(Moments(q, dim))
+    copied.update(z[6:])
     for name, part in parts(expected).items():
         assert relative(parts(moments)[name], part) < 1e-12, name
+        assert relative(parts(copied)[name], part) < 1e-12, name
 
 
-def test_moments_whose_update_was_interrupted_are_not_used(monkeypatch):
-    def interrupted(views):
-        raise KeyboardInterrupt
+def stop(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("first", [0, 6])
+@pytest.mark.parametrize(
+    "where",
+    ["moments.sphere_sums", "moments.RowMoments._shift", "accumulate.add_products",
+     "accumulate.mirrored"],
+)  # fmt: skip
+def test_moments_that_were_interrupted_while_they_changed_are_refused(monkeypatch, first, where):
+    """The first two are called by an update, the others by a read, which adds what is held."""
+    z = torch.randn(40, 3, 4, generator=torch.Generator().manual_seed(0))
+    moments = Moments.of(z[:first]) if first else Moments(3, 4)
+
+    def update_and_read():
+        moments.update(z[first:])
+        moments.lidar()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"lidar_cli.core.{where}", stop)
+        with pytest.raises(KeyboardInterrupt):
+            update_and_read()
+    for use in (
+        moments.lidar,
+        lambda: moments.merge(Moments(3, 4)),
+        lambda: Moments(3, 4).merge(moments),
+    ):
+        with pytest.raises(RuntimeError, match="begin again with new Moments"):
+            use()
+
+
+def test_memory_that_is_missing_for_the_copy_of_a_chunk_breaks_nothing(monkeypatch):
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError
 
     z = torch.randn(12, 3, 4, generator=torch.Generator().manual_seed(0))
     moments = Moments.of(z[:6])
     with monkeypatch.context() as patch:
-        patch.setattr("lidar_cli.core.moments.sphere_sums", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr("lidar_cli.core.moments.copy_to_device", out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
             moments.update(z[6:])
-    for use in (
-        lambda: moments.update(z[6:]),
-        lambda: moments.within,
-        lambda: moments.merge(Moments(3, 4)),
-        lambda: Moments(3, 4).merge(moments),
-        lambda: moments.lidar(),
-    ):
-        with pytest.raises(RuntimeError, match="begin again with new Moments"):
-            use()
+    moments.update(z[6:])
+    assert moments.lidar() == pytest.approx(Moments.of(z).lidar())

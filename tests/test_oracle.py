@@ -124,6 +124,7 @@ def test_odd_tables_are_told_at_once(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     table = written(tmp_path / "t.csv", text)
+    written(tmp_path / "a.pt", "")  # the table is read before it
     words = ["rank", tmp_path, "--oracle", table]
     done = lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
     assert (done.returncode, done.stdout) == (3, "")

@@ -1,4 +1,4 @@
-"""What can be refused before torch is imported: paths, names, kinds of files, outputs.
+"""What can be refused before torch is imported: paths, names, kinds and contents of files, outputs.
 
 Each refusal ends with what to type instead. The commands call these first; what they accept is
 checked again where it is used.
@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from lidar_cli.errors import (
     shortened,
     suggestion,
 )
-from lidar_cli.runtime.device import check_device_name
+from lidar_cli.runtime.device import check_device_name, check_free_memory
 from lidar_cli.runtime.files import (
     HDF5_SIGNATURE,
     did_you_mean,
@@ -159,7 +160,7 @@ def check_compare(paths: Sequence[Path], settings: CompareSettings) -> None:
             with open_hdf5(file):
                 pass
         elif _kind_or_none(file) in ARRAYS:
-            open_array(file, settings)
+            open_array(file, replace(settings, axes="nqd"))  # no numbers are read to guess them
         else:
             read_contents(file)
 
@@ -250,9 +251,9 @@ def check_extract(checkpoints: Sequence[Path], settings: ExtractSettings) -> Pat
         )
     check_names(settings)
     check_checkpoint(checkpoints[0], "extract")
-    check_contents(checkpoints[0], settings)
     if settings.output is not None and not is_stream(settings.output):
         check_folder("-o", settings.output)
+    check_contents(checkpoints[0], settings)
     return checkpoints[0]
 
 
@@ -263,7 +264,7 @@ def check_score(settings: ScoreSettings, plot: Path | None) -> None:
 
     refuse_group_metrics(settings.metrics, "score")
     parse_metrics(settings.metrics)
-    parse_size(settings.memory)
+    check_free_memory(f"--memory {settings.memory}", parse_size(settings.memory))
     check_device_name(settings.device)
     if plot is not None and not is_stream(plot):
         check_folder("--plot", plot)
@@ -314,10 +315,8 @@ def check_rank(selection: Selection, settings: RankSettings) -> None:
     from lidar_cli.ranking.paths import check_any
 
     paths = selection.arguments
-    if paths and not settings.watch:  # which may find files later, and complete ones
-        check_any(selection)
-        if len(paths) == 1 and paths[0].is_file():
-            check_checkpoint(paths[0], "rank")
+    if len(paths) == 1 and paths[0].is_file() and not settings.watch:  # which it may complete
+        check_checkpoint(paths[0], "rank")
     check_order(settings, "--race" if settings.race else "--watch" if settings.watch else "")
     check_table("--oracle", settings.oracle, "probe")
     check_table("--params", settings.params)
@@ -325,6 +324,8 @@ def check_rank(selection: Selection, settings: RankSettings) -> None:
         path = getattr(settings, option)
         if path is not None and not is_stream(path):
             check_folder(f"--{option}", path)
+    if paths and not settings.watch:  # which may find files later
+        check_any(selection)
 
 
 def parse_columns(text: str | None, layer: str) -> tuple[str, ...] | None:

@@ -38,9 +38,9 @@ def compare(
     """
     form = form_of(json=json, csv=csv, markdown=markdown)
     check_two(paths)
-    check_compare(paths, settings)
     if read_rank_info().ranks > 1:
         raise SettingsError("compare is run by one process; start it without torchrun")
+    check_compare(paths, settings)
     from lidar_cli.ranking.comparison import compare_files
     from lidar_cli.report import comparison as report
     from lidar_cli.report.progress import Terminal

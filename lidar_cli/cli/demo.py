@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from lidar_cli.cli.options import with_settings
-from lidar_cli.runtime.files import make_folder
+from lidar_cli.runtime.device import check_device_name
+from lidar_cli.runtime.files import check_makeable
 from lidar_cli.settings import DemoSettings
 
 
@@ -25,7 +26,8 @@ def demo(
     lidar demo                                     two minutes, in ./lidar-demo
     lidar demo /tmp/demo --device cpu              another folder
     """
-    make_folder(directory)
+    check_device_name(settings.device)
+    check_makeable(directory)
     from lidar_cli.demo.run import run_demo
     from lidar_cli.report.demo import print_demo
     from lidar_cli.report.progress import Terminal

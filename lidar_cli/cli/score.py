@@ -119,7 +119,7 @@ def _score(
             terminal.checkpoint(file.name)
             try:
                 layers = open_on_all_ranks(file, settings, process_group)
-                with collection_paused():  # of torch, which a refused file needs not
+                with collection_paused():  # of torch, which is not needed to refuse a file
                     from lidar_cli.scoring.run import score_layers
                 if settings.converge:
                     from lidar_cli.scoring.convergence import converge_layers

@@ -40,16 +40,42 @@ SMALL_NUMBERS, SMALL_DIM = 2**20, 256  # of embeddings that one thread scores as
 _CALLER = threading.local()  # `portion_threads`: how many work for it, if it computes with one
 
 
-class Scatter:
+class Sums:
+    """Sums that are refused after an error or an interrupt while they changed."""
+
+    _is_broken = False
+
+    def check(self) -> None:
+        """Raise RuntimeError if a change did not end, so that the sums are of unknown samples."""
+        if self._is_broken:
+            raise RuntimeError(
+                "a change of these moments was interrupted, and they hold a part of it; begin "
+                "again with new Moments"
+            )
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Wraps all that changes the sums, and changes which a method that reads them makes."""
+        self.check()
+        try:
+            yield
+        except BaseException:
+            self._is_broken = True
+            raise
+
+
+class Scatter(Sums):
     """The sum of row row^T over rows [d] that arrive in blocks, [d, d]."""
 
     def __init__(self, dim: int, device: torch.device) -> None:
         count = partial_sums(dim, device)
-        with torch.inference_mode(False):  # else it could not be changed outside of that mode
+        # In inference mode a tensor is made that could not be changed outside of it.
+        with torch.inference_mode(False):
             self._sums = torch.zeros(count, dim, dim, dtype=torch.float64, device=device)
-        self._held = [HeldRows(dim, device) for _ in self._sums]
-        # Of pieces that are worked on at the same time; on other devices than a CPU one at a time.
-        self._copies = [self._sums.new_empty(0)] * (PARTIAL_SUMS if device.type == "cpu" else 1)
+            self._held = [HeldRows(dim, device) for _ in self._sums]
+            # Of pieces worked on at the same time; on other devices than a CPU one at a time.
+            at_once = PARTIAL_SUMS if device.type == "cpu" else 1
+            self._copies = [self._sums.new_empty(0)] * at_once
 
     @classmethod
     def of(cls, total: Tensor) -> Scatter:
@@ -64,7 +90,8 @@ class Scatter:
 
     def add(self, rows: Tensor) -> None:
         """Add rows [c, d]."""
-        self._map_shares([rows], add_products)
+        with self._change():
+            self._map_shares([rows], add_products)
 
     def add_centred(self, blocks: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
         """Add the rows [c, d] of several blocks, each less the mean of its share of all rows.
@@ -77,15 +104,18 @@ class Scatter:
             add_products(total, rows - mean)
             return len(rows), mean
 
-        return self._map_shares(blocks, add)
+        with self._change():
+            return self._map_shares(blocks, add)
 
     def add_weighted(self, row: Tensor, weight: float) -> None:
         """Add weight row row^T of one row [d]."""
-        self._held[0].room(1, self._sums[0]).copy_(row * weight**0.5)
+        with self._change():
+            self._held[0].room(1, self._sums[0]).copy_(row * weight**0.5)
 
     def add_scatter(self, scatter: Tensor) -> None:
         """Add another sum [d, d]."""
-        self._sums[0].add_(scatter)
+        with self._change():
+            self._sums[0].add_(scatter)
 
     def write_and_add(
         self, work: Callable[[Tensor, Tensor], R], block: Tensor, rows: int
@@ -95,6 +125,12 @@ class Scatter:
         `work` receives a copy of each piece [k, q, d] in float64, which it may overwrite, and where
         to write its rows, [k, rows, d]; its results are returned in the order of the pieces.
         """
+        with self._change():
+            return self._write_and_add(work, block, rows)
+
+    def _write_and_add(
+        self, work: Callable[[Tensor, Tensor], R], block: Tensor, rows: int
+    ) -> list[R]:
         _, q, d = block.shape
         pieces = torch.split(block, max(1, piece_numbers(block.device) // max(1, q * d)))
         count = len(self._held)
@@ -140,11 +176,12 @@ class Scatter:
 
     def sum(self) -> Tensor:
         """The sum itself, [d, d]."""
-        map_parallel(lambda i: self._held[i].multiply(self._sums[i]), range(len(self._held)))
-        for partial in self._sums[1:]:
-            self._sums[0].add_(partial)
-            partial.zero_()
-        return mirrored(self._sums[0])
+        with self._change():
+            map_parallel(lambda i: self._held[i].multiply(self._sums[i]), range(len(self._held)))
+            for partial in self._sums[1:]:
+                self._sums[0].add_(partial)
+                partial.zero_()
+            return mirrored(self._sums[0])
 
 
 class HeldRows:
@@ -261,14 +298,16 @@ def parallel_in_portions_alone(dim: int, device: torch.device) -> Iterator[None]
 
     After a step by several threads, torch's other threads occupy their cores for a while, which the
     threads of `map_parallel` then lack. Applies where a scatter [dim, dim] is a sum of several.
+    Another thread that calls torch for the first time meanwhile has one thread from then on.
     """
-    threads = torch.get_num_threads()
+    before = getattr(_CALLER, "portion_threads", None)
+    threads = before or torch.get_num_threads()
     with _one_thread_if(partial_sums(dim, device) > 1):
         _CALLER.portion_threads = threads
         try:
             yield
         finally:
-            _CALLER.portion_threads = None
+            _CALLER.portion_threads = before
 
 
 @contextmanager
@@ -291,12 +330,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     torch.set_num_threads affects the calling thread and threads created later, so the calling
     thread sets its number again after all threads of the pool have started.
     """
+    before = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "lidar-portions", _use_one_thread)
     begun = threading.Barrier(threads + 1)
     for _ in range(threads):
         pool.submit(begun.wait)
     begun.wait()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
     return pool
 
 

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lidar_cli.core.accumulate import BLOCK_NUMBERS, Scatter, held_rows, map_pieces
+from lidar_cli.core.accumulate import BLOCK_NUMBERS, Scatter, Sums, held_rows, map_pieces
 from lidar_cli.runtime.prefetch import copy_to_device
 
 Device = torch.device | str
@@ -46,7 +47,7 @@ def noise_floor(n: int, q: ViewCounts) -> float:
     return sum(samples / views for views, samples in q.items()) / n
 
 
-class RowMoments:
+class RowMoments(Sums):
     """Count, mean and scatter of rows [d] that arrive in blocks.
 
     Up to d rows are stored as they are, because the spectra can then be computed from an [n, n]
@@ -75,22 +76,27 @@ class RowMoments:
 
     def update(self, rows: Tensor) -> None:
         """Add rows [c, d] of any float type."""
-        for block in torch.split(rows.detach(), held_rows(self.dim)):
-            (copied,) = copy_to_device([block], self.device)
-            self.append(in_float64(copied))
+        with ExitStack() as changes:
+            for block in torch.split(rows.detach(), held_rows(self.dim)):
+                (copied,) = copy_to_device([block], self.device)
+                added = in_float64(copied)
+                changes.enter_context(self._change())  # not before memory is found for the first
+                self.append(added)
 
     def append(self, rows: Tensor) -> None:
         """Add rows [c, d] in float64 on the device, without a copy of them."""
-        self._blocks.append(rows)
-        self.n += len(rows)
-        most = self.dim if self._scatter is None else held_rows(self.dim)
-        if self.n - self._n_folded > most:
-            self._fold()
+        with self._change():
+            self._blocks.append(rows)
+            self.n += len(rows)
+            most = self.dim if self._scatter is None else held_rows(self.dim)
+            if self.n - self._n_folded > most:
+                self._fold()
 
     def merge(self, other: RowMoments) -> RowMoments:
         """The moments of both sets of rows together; neither operand changes."""
         both = RowMoments(self.dim, self.device)
         for part in (self, other):
+            part.check()
             if part._scatter is not None:
                 both._fold().add_scatter(part._scatter.sum().to(self.device))
                 both._shift(part._n_folded, part._mean.to(self.device))
@@ -131,6 +137,7 @@ class RowMoments:
         return self._rows() - self.mean if self._scatter is None else None
 
     def _rows(self) -> Tensor:
+        self.check()
         if len(self._blocks) != 1:
             empty = torch.empty(0, self.dim, dtype=torch.float64, device=self.device)
             self._blocks = [torch.cat([empty, *self._blocks])]
@@ -138,12 +145,13 @@ class RowMoments:
 
     def _fold(self) -> Scatter:
         """Fold the stored rows into mean and scatter; returns the scatter of all rows."""
-        if self._scatter is None:
-            self._scatter = Scatter(self.dim, self.device)
-        blocks, self._blocks = self._blocks, []
-        for n, mean in self._scatter.add_centred(blocks):
-            self._shift(n, mean)
-        return self._scatter
+        with self._change():
+            if self._scatter is None:
+                self._scatter = Scatter(self.dim, self.device)
+            blocks, self._blocks = self._blocks, []
+            for n, mean in self._scatter.add_centred(blocks):
+                self._shift(n, mean)
+            return self._scatter
 
     def _shift(self, n: int, mean: Tensor) -> None:
         """Correct mean and scatter after the scatter of n rows about their `mean` was added."""
@@ -155,7 +163,7 @@ class RowMoments:
         self._n_folded = total
 
 
-class Moments:
+class Moments(Sums):
     """The moments of embeddings z [n, q, d] that the metrics are computed from, in O(d^2) memory.
 
         m_i      = mean_j z_ij                               `class_means`, RowMoments of rows [d]
@@ -215,7 +223,7 @@ class Moments:
         self.n_views = n_views
         self.dim = dim
         self.device = torch.device(device)
-        self.n = 0  # samples seen
+        self._n = 0  # samples seen
         self.class_means = RowMoments(dim, device)
         self.weighted_means = RowMoments(dim, device)  # empty if n_views is given
         self.energies: dict[int, RowMoments] = {}
@@ -224,7 +232,6 @@ class Moments:
         self._counts: dict[int, int] = {}  # samples by their number of views
         self._wants_scatters, self._wants_sphere = scatters, sphere
         self._within = Scatter(dim if scatters else 0, self.device)
-        self._is_partial = False  # while an update is under way, and for good after its error
 
     @classmethod
     def of(cls, embeddings: Tensor | Sequence[Tensor]) -> Moments:
@@ -259,14 +266,14 @@ class Moments:
     def of_sums(cls, n_views: int, class_means: RowMoments, within: Tensor) -> Moments:
         """The moments of samples from those of their means and from `within` [d, d]; no sphere."""
         moments = cls(n_views, class_means.dim, class_means.device, sphere=False)
-        moments.n = class_means.n
+        moments._n = class_means.n
         moments.class_means = class_means
         moments._within.add_scatter(within)
         return moments
 
     def __repr__(self) -> str:
         return (
-            f"Moments(n_views={self.n_views}, dim={self.dim}): {self.n} samples, on {self.device}"
+            f"Moments(n_views={self.n_views}, dim={self.dim}): {self._n} samples, on {self.device}"
         )
 
     def lidar(self, **constants: float) -> float:
@@ -280,6 +287,12 @@ class Moments:
         # By name, because `functional` imports this module.
         value: float = import_module("lidar_cli.core.functional").lidar_of(self, **constants)
         return value
+
+    @property
+    def n(self) -> int:
+        """The number of samples so far. Raises RuntimeError as `update`."""
+        self.check()
+        return self._n
 
     @property
     def views(self) -> ViewCounts:
@@ -300,7 +313,7 @@ class Moments:
         The tensor belongs to this state, which changes it: clone it to keep or to change it.
         Raises RuntimeError as `update`.
         """
-        self._check_complete()
+        self.check()
         return self._within.sum()
 
     def update(self, chunk: Tensor) -> None:
@@ -310,7 +323,7 @@ class Moments:
             ValueError: if q or d differ from this state's, or the numbers are complex.
             RuntimeError: if an earlier update was interrupted, by an error or from the keyboard.
         """
-        self._check_complete()
+        self.check()
         q = chunk.shape[1] if chunk.ndim == 3 else 0
         wrong_views = self.n_views != q if self.n_views is not None else q < 1
         if chunk.ndim != 3 or wrong_views or chunk.shape[2] != self.dim:
@@ -322,18 +335,12 @@ class Moments:
             raise ValueError("expected real numbers, got complex ones")
         self.note_type(chunk.dtype)
         most = max(1, BLOCK_NUMBERS // max(1, q * self.dim))
-        self._is_partial = True
-        for block in torch.split(chunk.detach(), most):
-            if len(block):
-                self._add(*copy_to_device([block], self.device))
-        self._is_partial = False
-
-    def _check_complete(self) -> None:
-        if self._is_partial:
-            raise RuntimeError(
-                "an update of these moments was interrupted, and part of its samples is in their "
-                "sums; begin again with new Moments"
-            )
+        with ExitStack() as changes:
+            for block in torch.split(chunk.detach(), most):
+                (copied,) = copy_to_device([block], self.device)
+                changes.enter_context(self._change())  # not before memory is found for the first
+                if len(block):
+                    self._add(copied)
 
     def note_type(self, dtype: torch.dtype) -> None:
         """Record in which type numbers are stored, before a caller converts them."""
@@ -361,7 +368,7 @@ class Moments:
             )
         if self._wants_sphere:
             self.sphere.add(q, sphere)
-        self.n += len(block)
+        self._n += len(block)
         self._counts[q] = self._counts.get(q, 0) + len(block)
 
     def _reflect(self, views: Tensor, rows: Tensor) -> _Piece:
@@ -394,8 +401,6 @@ class Moments:
             ValueError: if q or d differ.
             RuntimeError: as `update`, of either.
         """
-        self._check_complete()
-        other._check_complete()
         if (self.n_views, self.dim) != (other.n_views, other.dim):
             raise ValueError(
                 f"cannot merge moments of q, d = {other.n_views}, {other.dim} "
@@ -404,7 +409,7 @@ class Moments:
         scatters = self._wants_scatters and other._wants_scatters
         sphere = self._wants_sphere and other._wants_sphere
         both = Moments(self.n_views, self.dim, self.device, scatters=scatters, sphere=sphere)
-        both.n = self.n + other.n
+        both._n = self.n + other.n
         both.unit_roundoff = max(self.unit_roundoff, other.unit_roundoff)
         both._counts = dict(Counter(self._counts) + Counter(other._counts))
         if scatters:
@@ -502,7 +507,7 @@ class SphereMoments:
         squares = between.sum(dim=0) + (counts * (means - mean).square()).sum(dim=0)
         if views > 1:
             # Over pairs of views, |u_j - u_k|^2 has the mean 2/(q - 1) sum_j |u_j - u_mean|^2.
-            self.distances += 2.0 / (views - 1) * spread.sum()
+            self.distances = self.distances + 2.0 / (views - 1) * spread.sum()
         self._add(samples * views, mean, spread + views * squares)
         self.fewest_views = min(views, self.fewest_views or views)
         self.n_samples += samples
@@ -515,7 +520,7 @@ class SphereMoments:
                 both._add(part.n_rows, part.mean.to(both.mean), part.squares.to(both.mean))
             both.n_samples += part.n_samples
             both.fewest_views = min(filter(None, (both.fewest_views, part.fewest_views)), default=0)
-            both.distances += part.distances.to(both.mean)
+            both.distances = both.distances + part.distances.to(both.mean)
         return both
 
     def _add(self, n: int, mean: Tensor, squares: Tensor) -> None:

@@ -34,9 +34,9 @@ from lidar_cli.ranking.group_metrics import ORDERS
 from lidar_cli.ranking.paths import (
     ARRAY_SUFFIXES,
     Paths,
-    check_any,
     files_of,
     has_suffix,
+    no_checkpoint,
     reason_unopened,
     select,
 )
@@ -166,8 +166,9 @@ def scan_directory(
     NoProcess if no process can be started to read files in.
     """
     selection, scan, recogniser = select(paths), DirectoryScan(), Recogniser(settings)
-    check_any(selection)
     files = list(files_of(selection, lambda error: scan.fail(Path(error.filename), error)))
+    if not files and not scan.failed:
+        raise no_checkpoint(selection)
     to_open = [path for path in files if reason_unopened(path) is None]
     # In random order, so that processes which start together hash different files first.
     for at, path in enumerate(random.SystemRandom().sample(to_open, len(to_open))):

@@ -127,10 +127,14 @@ def check_two(paths: Sequence[Path]) -> None:
 def check_any(selection: Selection) -> None:
     """Raise InputError if a selection has no file, and all of its folders can be listed."""
     unlisted: list[OSError] = []
-    if any(True for _ in files_of(selection, unlisted.append)) or unlisted:
-        return
+    if next(files_of(selection, unlisted.append), None) is None and not unlisted:
+        raise no_checkpoint(selection)
+
+
+def no_checkpoint(selection: Selection) -> InputError:
+    """The error for a selection without a file."""
     left = " that --include and --exclude leave" if selection.is_filtered else ""
-    raise InputError(
+    return InputError(
         f"{selection}: no checkpoint in it{left}; expected files ending in "
         f"{' '.join(CHECKPOINT_SUFFIXES)}, or feature files",
         code="no-checkpoint",

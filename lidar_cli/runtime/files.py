@@ -55,10 +55,23 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be created: {error.strerror}; name another folder",
-            code="cannot-be-created",
-        ) from error
+        raise _not_made(folder, error.errno) from error
+
+
+def check_makeable(folder: Path) -> None:
+    """Raise InputError as `make_folder`, as far as this shows without creating a folder."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise _not_made(folder, errno.ENOTDIR)
+    if not os.access(nearest, os.W_OK):
+        raise _not_made(folder, errno.EACCES)
+
+
+def _not_made(folder: Path, number: int | None) -> InputError:
+    return InputError(
+        f"{folder}: cannot be created: {os.strerror(number or errno.EIO)}; name another folder",
+        code="cannot-be-created",
+    )
 
 
 def irregular_kind(path: Path, follow: bool = True) -> str | None:
