@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from lidar_cli.errors import SettingsError, first_line, nearest, shortened, suggestion
-from lidar_cli.settings import COMMANDS, EMBEDDED, EMBEDDED_DEFAULTS, FACTORY_NAME, DefaultCount
+from lidar_cli.settings import (
+    COMMANDS,
+    EMBEDDED,
+    EMBEDDED_DEFAULTS,
+    FACTORY_NAME,
+    DefaultCount,
+    flags,
+)
 
 CONFIG_NAME = "lidar.toml"
 KEYWORD = "keyword"  # the origin of a value from Python
@@ -86,7 +93,10 @@ def from_keywords(cls: type[S], keywords: Mapping[str, Any]) -> S:
     raw: dict[str, Any] = {}
     for name, value in keywords.items():
         if name not in fields:
-            message = f"unknown keyword {name!r}; {nearest(name, list(fields))}"
+            of_shell = {flag: one for one, field in fields.items() for flag in flags(field)}
+            like = of_shell.get(f"-{name}") or nearest(name, list(fields))
+            hint = f"did you mean {like}?" if like in fields else like
+            message = f"unknown keyword {name!r}; {hint}"
             raise SettingsError(message, code="unknown-key")
         if value is not None:
             raw[name] = _plain(value, joins=fields[name].default != ())

@@ -191,6 +191,12 @@ def test_a_wrong_keyword_is_refused_by_name(arrays, keywords, code, words):
     assert words in str(raised.value)
 
 
+def test_an_option_of_one_letter_is_answered_with_its_keyword(arrays):
+    with raises(SettingsError, "unknown-key") as raised:
+        lidar_cli.rank(arrays, n=100)
+    assert "did you mean n_samples?" in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("sources", "code"),
     [

@@ -403,6 +403,8 @@ def test_noise_is_a_caution_unless_delta_or_a_constant_explains_it() -> None:
     (advice,) = said(large)
     assert advice.text.startswith("delta = 0.0001 is large for the scale of 2 of 2 embeddings")
     assert advice.command.endswith("--delta 1e-07")
+    assert "But delta = 0.0001 outweighs the variation between views" in verdict(large)
+    assert "delta" not in verdict(noisy)
     common = {"n": 60, "q": 4, "d": 181}  # directions without noise, however small delta is
     few = replace(large, groups=tuple(replace(g, common=g.common | common) for g in large.groups))
     assert not any("delta" in one.text for one in said(few))

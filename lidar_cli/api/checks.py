@@ -410,7 +410,11 @@ def check_names(settings: EmbedSettings) -> None:
         find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     from lidar_cli.data.check import check_data
 
-    check_data(settings)
+    data, kind = check_data(settings)
+    if kind == "" and Path(data).is_dir():
+        from lidar_cli.data.folders import check_folder as check_images
+
+        check_images(data, Path(data), settings)
 
 
 def check_system(settings: FormatSettings) -> None:

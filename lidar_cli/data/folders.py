@@ -68,6 +68,27 @@ def folder_source(data: str, root: Path, settings: SampleSettings) -> Source:
     return Source(data, map(candidate, order), len(order), remarks=remarks)
 
 
+def check_folder(data: str, root: Path, settings: SampleSettings) -> None:
+    """Raise InputError as `folder_source`, at once where a folder has an image."""
+    if not _has_image(_split_folder(root, settings.split)):
+        folder_source(data, root, settings)  # links that are followed may lead to images
+
+
+def _has_image(folder: str | Path) -> bool:
+    """Whether an image is below a folder; links to folders are not followed."""
+    below = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(entry.path)
+                elif not entry.name.startswith(".") and suffix_of(entry.name) in IMAGE_SUFFIXES:
+                    return True
+    except OSError:  # reported where the folder is listed
+        return False
+    return any(map(_has_image, below))
+
+
 def _split_folder(root: Path, split: str | None) -> Path:
     """The subfolder of a split, or the folder itself if it is not divided into splits."""
     name = split or "train"

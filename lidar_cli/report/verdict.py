@@ -80,7 +80,8 @@ def group_verdict(group: Group, ranking: Ranking, oracle: Oracle | None = None) 
     contradiction = _contradiction(group, ranking, oracle)
     trust = ranking.trust_of(group)
     doubt = [trust.sentence] if trust and not trust.believe else []
-    return " ".join([answer, *costs, *contradiction, *_disagreement(group, ranking), *doubt])
+    apart = [*contradiction, *_disagreement(group, ranking), *_decided_by_delta(group, ranking)]
+    return " ".join([answer, *costs, *apart, *doubt])
 
 
 def scores_verdict(scores: Sequence[Score]) -> str | None:
@@ -168,6 +169,14 @@ def _disagreement(group: Group, ranking: Ranking) -> Iterator[str]:
         yield (
             f"{ranking.by.name} and {choice.metric} choose different checkpoints: "
             f"compare {names[0]} with {names[1]}."
+        )
+
+
+def _decided_by_delta(group: Group, ranking: Ranking) -> Iterator[str]:
+    if ranking.by.reads == "lda" and any(_much_delta(group, ranking)):
+        yield (
+            f"But delta = {group.common['delta']:g} outweighs the variation between views here, "
+            "and another delta may order otherwise."
         )
 
 

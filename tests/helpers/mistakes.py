@@ -116,6 +116,8 @@ MISTAKES = (
     Mistake("compare ckpt.pt cut.h5", 3, "cut.h5: cannot be opened"),
     Mistake("compare acc.csv ckpt.pt", 3, "a text file; expected"),
     Mistake("compare empty ckpt.pt", 3, "empty: no checkpoint in it"),
+    Mistake("rank runs --data empty", 3, "no images could be listed: no file ends in .bmp"),
+    Mistake("extract ckpt.pt --data photos --split val", 3, "no split 'val' in it"),
     Mistake("rank empty", 3, "no checkpoint in it; expected files ending in"),
     Mistake("rank runs --exclude a", 3, "that --include and --exclude leave"),
     # outputs
