@@ -129,7 +129,7 @@ def test_big_endian_numbers_are_turned(tmp_path, suffix):
     assert torch.equal(read(path)[0], torch.from_numpy(z.astype("<f4")))
 
 
-def test_the_format_is_told_by_content_not_by_name(tmp_path):
+def test_the_format_is_recognised_by_content_not_by_name(tmp_path):
     z = torch.randn(N, Q, D)
     save_safetensors(tmp_path / "z.npy", z)
     save_hdf5(tmp_path / "z.pt", z)
@@ -375,7 +375,7 @@ def test_long_doubles_in_hdf5_are_no_array(tmp_path):
         open_one(tmp_path / "z.h5")
 
 
-def test_a_directory_and_a_missing_file_are_told_apart(tmp_path):
+def test_a_directory_and_a_missing_file_have_different_errors(tmp_path):
     with pytest.raises(InputError, match="is a directory; score takes files, rank takes directo"):
         open_one(tmp_path)
     with pytest.raises(InputError, match=r"absent\.npy: no such file"):

@@ -38,7 +38,7 @@ main()
 """
 
 pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="only Linux limits and tells anonymous memory"
+    not Path("/proc/self/status").exists(), reason="only Linux limits and reports anonymous memory"
 )
 
 

@@ -414,7 +414,7 @@ def test_the_kinds_that_are_expected_are_all_that_are_read() -> None:
 # Names that the user gives.
 
 
-def test_arch_takes_models_that_shapes_do_not_tell(tmp_path: Path) -> None:
+def test_arch_takes_models_that_shapes_do_not_determine(tmp_path: Path) -> None:
     model = randomised(timm.create_model("convnext_atto", num_classes=10))
     path = save(tmp_path / "a.pt", {"state_dict": prefixed(model, "module.backbone.")})
     loaded = open_checkpoint(path, arch="convnext_atto")

@@ -1,4 +1,4 @@
-"""One directory by many processes: each checkpoint made once, the dead replaced, one that tells."""
+"""One directory by many processes: each checkpoint made once, dead ones replaced, one prints."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_task_is_one_process_s_and_nothing_is_left(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_who_comes_after_the_telling_tells_anew(tmp_path: Path) -> None:
+def test_a_process_that_begins_after_the_printing_prints_again(tmp_path: Path) -> None:
     folder = tmp_path / "claims"
     with Claims(folder, LONG) as one:
         with one.hold("a"):
@@ -85,7 +85,7 @@ def test_who_comes_after_the_telling_tells_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "numbers", [[999999999], [999999999, 1000000000], [0, 999999999, 1000000000], [0, 1, 3]]
 )
-def test_who_tells_does_not_depend_on_planted_files(tmp_path: Path, numbers: list[int]) -> None:
+def test_who_prints_does_not_depend_on_planted_files(tmp_path: Path, numbers: list[int]) -> None:
     folder = tmp_path / "claims"
     folder.mkdir()
     for number in numbers:
@@ -102,7 +102,7 @@ def test_who_tells_does_not_depend_on_planted_files(tmp_path: Path, numbers: lis
 
 
 def planted(folder: Path, **changed: object) -> None:
-    """The claim of task a by a worker, as its process left it; told: what differs from this one."""
+    """The claim of task a by a worker, as its process left it; changed: where it differs."""
     folder.mkdir()
     (folder / "worker-f00").write_text(json.dumps(process_identity() | changed))
     (folder / "a.claim-0").write_text("f00")
@@ -167,7 +167,9 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
 def test_who_does_not_know_takes_nobody_for_dead() -> None:
     me = process_identity()
     assert not has_ended(me, me)
-    assert not has_ended({"host": me["host"], "process": os.getpid()}, me)  # that told no begin
+    assert not has_ended(
+        {"host": me["host"], "process": os.getpid()}, me
+    )  # without its time of start
     assert not has_ended(me, me | {"began": None})  # without /proc
     for process in (None, "1", 0, -1, 10**30, 1):  # the last runs, for another user or this one
         assert not has_ended({"host": me["host"], "process": process}, me)
@@ -333,7 +335,7 @@ from lidar_cli.features.writer import FeatureWriter
 
 write, victim = FeatureWriter.write, os.environ.get("VICTIM")
 
-def write_and_tell(self, samples, views, clean):
+def write_and_print(self, samples, views, clean):
     write(self, samples, views, clean)
     with open("written", "a") as log:
         log.write(f"{self.path.name} {samples[0]}\\n")
@@ -342,7 +344,7 @@ def write_and_tell(self, samples, views, clean):
     while not os.path.exists("go"):  # until the victim is dead and all have begun
         time.sleep(0.02)
 
-FeatureWriter.write = write_and_tell
+FeatureWriter.write = write_and_print
 main()
 """
 

@@ -108,19 +108,19 @@ def alone(work: Callable[[], object], cpu: tuple[int, int] | None = None) -> tup
             os.write(sink, f"{psutil.Process().memory_info().rss}\n".encode())
             if cpu:
                 resource.setrlimit(resource.RLIMIT_CPU, cpu)
-            told = str(work())
+            outcome = str(work())
         except BaseException as error:
-            told = f"{type(error).__name__}: {error}"
+            outcome = f"{type(error).__name__}: {error}"
         finally:
-            os.write(sink, told.encode())
+            os.write(sink, outcome.encode())
             os._exit(0)
     os.close(sink)
     with os.fdopen(source) as pipe:
-        before, _, told = pipe.read().partition("\n")
+        before, _, outcome = pipe.read().partition("\n")
     _, status, used = os.wait4(child, 0)
     if os.WIFSIGNALED(status):
-        told = signal.Signals(os.WTERMSIG(status)).name
-    return told, 1024 * used.ru_maxrss - int(before)
+        outcome = signal.Signals(os.WTERMSIG(status)).name
+    return outcome, 1024 * used.ru_maxrss - int(before)
 
 
 def plain(path: Path) -> object:
@@ -193,8 +193,8 @@ def test_hdf5_swells_in_a_child_no_more_than_it_may(
         for found in read_hdf5(path):
             list(found.chunks(10**6))
 
-    told, taken = alone(read)  # with what the children of that process take
-    assert told.startswith(f"FeatureFileError: {path}: ")
+    outcome, taken = alone(read)  # with what the children of that process take
+    assert outcome.startswith(f"FeatureFileError: {path}: ")
     assert taken < BIG // 2
 
 
@@ -223,11 +223,11 @@ def test_a_text_that_is_a_thousand_texts(path: Path) -> None:
         with h5py.File(path) as file:
             return sum(map(len, file.attrs["provenance"]))
 
-    told, taken = alone(listed)
-    assert told == str(2000 * 2**19)
+    outcome, taken = alone(listed)
+    assert outcome == str(2000 * 2**19)
     assert taken > 2**29
-    told, taken = alone(lambda: read_provenance(path))
-    assert "provenance is not a text" in told
+    outcome, taken = alone(lambda: read_provenance(path))
+    assert "provenance is not a text" in outcome
     assert taken < 2**26
 
 
@@ -240,7 +240,7 @@ def test_what_a_reader_raises_is_its_own(path: Path) -> None:
         read_provenance(path)
 
 
-def test_where_nobody_is_told_of_a_childs_end(path: Path) -> None:
+def test_where_no_process_is_notified_of_a_childs_end(path: Path) -> None:
     """Some supervisors ignore SIGCHLD, and so does what they start."""
 
     def read() -> object:
@@ -340,6 +340,6 @@ def test_ctrl_c_leaves_no_child(tmp_path: Path) -> None:
             assert program.poll() is None
             time.sleep(0.05)
         program.send_signal(signal.SIGINT)
-        _, told = program.communicate(timeout=30)
-    assert (program.returncode, told) == (130, b"interrupted\n")
+        _, outcome = program.communicate(timeout=30)
+    assert (program.returncode, outcome) == (130, b"interrupted\n")
     assert not children[0].is_running()

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from faults import replaced_in_place, told, values
+from faults import keywords, replaced_in_place, values
 from make import checkpoint, image_folder
 
 from lidar_cli.checkpoints.reading.read import stamp
@@ -137,8 +137,8 @@ def test_what_changed_lately_is_not_kept(
 def test_a_system_that_does_not_date_changes_is_not_relied_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: list[str], wrong: str
 ) -> None:
-    class Told:
-        """As sshfs tells it: the date of the content, which anyone may set, as that of changes."""
+    class DatedByContent:
+        """As of sshfs: the date of the content, which anyone may set, as that of changes."""
 
         def __init__(self, really: os.stat_result) -> None:
             self._really = really
@@ -150,7 +150,7 @@ def test_a_system_that_does_not_date_changes_is_not_relied_on(
             return getattr(self._really, name) + (name == "st_dev" and trial)
 
     really = os.fstat
-    monkeypatch.setattr(os, "fstat", lambda number: Told(really(number)))
+    monkeypatch.setattr(os, "fstat", lambda number: DatedByContent(really(number)))
     path = tmp_path / "a.pt"
     path.write_text("a")
     digest(path)
@@ -205,7 +205,7 @@ def test_a_second_ranking_reads_no_checkpoint(tmp_path: Path, read: list[str]) -
     images, runs = image_folder(tmp_path / "images", 24), tmp_path / "runs"
     for seed in (1, 2):
         checkpoint(runs / f"{seed}.pt", seed)
-    settings = RankSettings(**told(images))
+    settings = RankSettings(**keywords(images))
     before = values(rank_directory(runs, settings))
     assert sorted(read) == ["1.pt", "2.pt"]
     assert values(rank_directory(runs, settings)) == before

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import run_command
-from faults import N, replaced_in_place, told, values
+from faults import N, keywords, replaced_in_place, values
 from make import checkpoint, environment, image_folder
 
 from lidar_cli.errors import CheckpointError, InputError
@@ -31,7 +31,7 @@ def test_a_cache_never_answers_for_other_weights(store: bool, images: Path, tmp_
     runs = tmp_path / "runs"
     for seed in (1, 2):
         checkpoint(runs / f"{seed}.pt", seed)
-    settings = RankSettings(**told(images, store=store))
+    settings = RankSettings(**keywords(images, store=store))
     before = values(rank_directory(runs, settings))
     replaced_in_place(runs / "1.pt", 7)
     after = values(rank_directory(runs, settings))
@@ -71,7 +71,7 @@ def test_weights_that_change_after_they_were_hashed_are_not_scored(
         else:
             (runs / "1.pt").touch()
 
-    settings = RankSettings(**told(images, store=store))
+    settings = RankSettings(**keywords(images, store=store))
     found = rank_directory(runs, settings, At("reading checkpoints", change))
     if how == "touched":  # the same weights
         assert len(values(found)) == 2
@@ -97,7 +97,7 @@ def test_extract_does_not_name_weights_that_it_did_not_read(
 
     monkeypatch.setattr(extracting, "sha256", late)
     with pytest.raises(CheckpointError, match="changed while it was read; run again"):
-        extract_checkpoint(path, ExtractSettings(**told(images, output=tmp_path / "a.h5")))
+        extract_checkpoint(path, ExtractSettings(**keywords(images, output=tmp_path / "a.h5")))
     assert not list(tmp_path.glob("*.h5*"))
 
 
@@ -117,7 +117,7 @@ def test_an_image_that_vanishes_ends_the_ranking_by_name(
             if task.startswith(("embedding", "scoring")):
                 gone.unlink(missing_ok=True)
 
-    settings = RankSettings(**told(folder, store=store, bad_samples=bad_samples, batch_size=2))
+    settings = RankSettings(**keywords(folder, store=store, bad_samples=bad_samples, batch_size=2))
     with pytest.raises(InputError, match=r"013\.png \(in .*: cannot be read: No such file"):
         rank_directory(runs, settings, Vanishing())
     kept = {path.name for path in (runs / ".lidar").iterdir()}
@@ -125,7 +125,7 @@ def test_an_image_that_vanishes_ends_the_ranking_by_name(
     # With the image in its place again the run goes on, to what it would have been.
     shutil.copy(images / "013.png", gone)
     assert values(rank_directory(runs, settings)) == values(
-        rank_directory(runs, RankSettings(**told(images, cache=tmp_path / "c", batch_size=2)))
+        rank_directory(runs, RankSettings(**keywords(images, cache=tmp_path / "c", batch_size=2)))
     )
 
 
@@ -134,7 +134,7 @@ def test_a_checkpoint_that_vanishes_is_a_row_that_failed(images: Path, tmp_path:
     for seed in (1, 2):
         checkpoint(runs / f"{seed}.pt", seed)
     gone = At("reading checkpoints", (runs / "1.pt").unlink)
-    found = rank_directory(runs, RankSettings(**told(images)), gone)
+    found = rank_directory(runs, RankSettings(**keywords(images)), gone)
     assert list(values(found)) == ["2.pt"]
     assert [left.reason for left in found.failed] == ["no such file; check the path"]
 
@@ -146,5 +146,5 @@ def test_a_full_stdout_is_one_line(words: list[str], tmp_path: Path) -> None:
     np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=(30, 3, 8)))
     with Path("/dev/full").open("w") as full:
         done = run_command(words, tmp_path, environment(), stdout=full.fileno())
-    told = "error: stdout cannot be written: No space left on device; free some space\n"
-    assert (done.returncode, done.stderr) == (3, told)
+    message = "error: stdout cannot be written: No space left on device; free some space\n"
+    assert (done.returncode, done.stderr) == (3, message)

@@ -203,12 +203,14 @@ def simulation() -> ModuleType:
 def test_intervals_over_bursts_hold_the_expectation(simulation: ModuleType) -> None:
     """The whole of it is tests/benchmarks/intervals.py: 90 to 98 %, here of 200 draws."""
     slack = 3 * math.sqrt(0.9 * 0.1 / 200)
-    for name, told in simulation.coverage("power law", (1000, 4, 16), 200, grouped=True).items():
-        assert told["coverage"] >= 0.90 - slack, name
+    for name, measured in simulation.coverage(
+        "power law", (1000, 4, 16), 200, grouped=True
+    ).items():
+        assert measured["coverage"] >= 0.90 - slack, name
 
 
 def test_the_errors_of_bursts_are_those_they_have(simulation: ModuleType) -> None:
     """Of 40 draws a standard deviation is known to 11 %; without groups the ratio is near 0.65."""
     found = simulation.coverage("power law", (500, 3, 8), 40, grouped=True)
-    ratios = [told["se"] / told["sd"] for told in found.values()]
+    ratios = [measured["se"] / measured["sd"] for measured in found.values()]
     assert 0.85 < float(np.mean(ratios)) < 1.25

@@ -81,9 +81,9 @@ def checked(path: Path, **more: Any) -> None:
                 assert record["notes"][name]
             else:
                 assert math.isfinite(record[name])
-        for name, told in (record["confidence"] or {"intervals": {}})["intervals"].items():
-            ends = [told[end] for end in ("se", "ci_low", "ci_high")]
-            assert told["reason"] or None not in ends, name
+        for name, interval in (record["confidence"] or {"intervals": {}})["intervals"].items():
+            ends = [interval[end] for end in ("se", "ci_low", "ci_high")]
+            assert interval["reason"] or None not in ends, name
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of numbers that overflow here

@@ -84,7 +84,7 @@ def test_every_refused_name_is_named_in_every_layout(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_is_not_refused_is_inert(zipped: bool, tmp_path: Path) -> None:
-    """A whole checkpoint with a call of a module's own: it opens, the name is told, no call."""
+    """A whole checkpoint with a call of a module: it opens, the name is printed, none is called."""
     (tmp_path / "payload.py").write_text("open('canary', 'w')\ndef run(): pass\n")
     tree = {"state_dict": tiny_state_dict(), "evil": 0}
     path = tmp_path / "a.pt"

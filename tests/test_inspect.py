@@ -55,7 +55,7 @@ def test_the_report_on_a_checkpoint(tmp_path: Path) -> None:
     )
 
 
-def test_stand_ins_and_what_is_left_out_are_told(tmp_path: Path) -> None:
+def test_stand_ins_and_what_is_left_out_are_reported(tmp_path: Path) -> None:
     path = FIXTURES["barlow"]().save(tmp_path)
     inspection = inspect_file(path, InspectSettings())
     assert inspection.stand_ins == ("__main__.exclude_bias_and_norm",)
@@ -158,7 +158,7 @@ def test_the_table_of_formats_is_the_codes(
     assert [row["name"] for row in json.loads(ended.stdout)] == [row.name for row in rows]
 
 
-def test_files_that_fail_are_named_and_the_rest_is_told(
+def test_files_that_fail_are_named_and_the_rest_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     good = FIXTURES["swav-released"]().save(tmp_path)

@@ -153,7 +153,7 @@ def test_ties_are_not_transitive() -> None:
 
 @pytest.mark.parametrize("apart", [1e-2, 1e-4, 1e-6, 1e-9])
 @pytest.mark.parametrize("share", [0.99, 1.01])
-def test_those_that_are_all_but_equal_are_told_apart_by_their_own_difference(
+def test_those_that_are_all_but_equal_are_separated_by_their_own_difference(
     apart: float, share: float
 ) -> None:
     """Such as the same weights in another number format, of which sums of squares keep no digit."""
@@ -261,7 +261,7 @@ def test_normalised_embeddings_have_the_influences_of_unit_rows(
         torch.testing.assert_close(one.influences[name], expected, rtol=1e-8, atol=1e-8)
 
 
-def test_too_few_samples_are_told(tmp_path: Path) -> None:
+def test_too_few_samples_are_reported(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     np.save(tmp_path / "few.npy", rng.normal(size=(2 * D, Q, D)) + 3 * rng.normal(size=(12, 1, D)))
     found = scored(tmp_path / "few.npy")
@@ -312,13 +312,13 @@ def test_intervals_hold_the_expectation(simulation: ModuleType, spectrum: str) -
     """
     found = simulation.coverage(spectrum, (200, 3, 8), DRAWS)
     assert found.keys() == default_metrics() - {"n_above_noise", "alpha_req"}
-    for name, told in found.items():
-        assert told["coverage"] >= 0.93 - margin(0.93), name
+    for name, measured in found.items():
+        assert measured["coverage"] >= 0.93 - margin(0.93), name
         # 92 to 98 % of a normal is a standard error of 0.89 to 1.19 of the true one, and the true
         # one is known from as many draws to three times 1 / sqrt(2 DRAWS).
         if name in ("pillai", "information", "noise_fraction"):
             slack = 1 + 3 / math.sqrt(2 * DRAWS)
-            assert 0.89 / slack < told["se"] / told["sd"] < 1.19 * slack, name
+            assert 0.89 / slack < measured["se"] / measured["sd"] < 1.19 * slack, name
 
 
 def test_ties_err_at_most_at_their_rate(simulation: ModuleType) -> None:
@@ -327,7 +327,7 @@ def test_ties_err_at_most_at_their_rate(simulation: ModuleType) -> None:
         assert share <= 0.05 + margin(0.05), name
 
 
-def test_what_differs_is_told_apart(simulation: ModuleType) -> None:
+def test_what_differs_is_separated(simulation: ModuleType) -> None:
     """Twice the view noise leaves half the signal: every draw must see that."""
     generator = torch.Generator().manual_seed(0)
 

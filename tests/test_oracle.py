@@ -116,7 +116,7 @@ def test_tables_as_people_write_them(tmp_path: Path, text: str) -> None:
         ("path,accuracy\na,101", "a: accuracy 101; expected"),
     ],
 )
-def test_odd_tables_are_told_at_once(
+def test_odd_tables_are_reported_at_once(
     tmp_path: Path,
     text: str | bytes,
     message: str,
@@ -237,7 +237,7 @@ def test_texts_of_a_table_that_are_numbers_are_numbers(tmp_path: Path) -> None:
 
 
 def test_numbers_in_names_stand_behind_what_checkpoints_carry() -> None:
-    """A word that only some names have, such as a method's, tells runs apart and nothing else."""
+    """A word that only some names have, such as a method's, separates runs and nothing else."""
     steps = ["runs/a/epoch=1.ckpt", "runs/b/epoch=2.ckpt"]
     carried = {"runs/a/epoch=1.ckpt": {"lr": 0.1, "epoch": 1.5}}
     assert with_names(carried, steps, "runs") == {

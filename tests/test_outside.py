@@ -110,14 +110,14 @@ def everything(path: Path, form: ArrayForm = AS_IT_IS) -> None:
 
 def refusal(path: Path) -> str:
     """What every reader says; it is one line, and the same."""
-    told = []
+    messages = []
     for form in (AS_IT_IS, ArrayForm(CLEAN_ROWS)):
         with pytest.raises((FeatureFileError, InputError)) as caught:
             everything(path, form)
-        told.append(str(caught.value))
-        assert told[-1].isprintable()
-        assert len(told[-1]) < 1000
-    return told[0]
+        messages.append(str(caught.value))
+        assert messages[-1].isprintable()
+        assert len(messages[-1]) < 1000
+    return messages[0]
 
 
 @pytest.mark.parametrize("attack", OUTSIDE)
@@ -205,7 +205,7 @@ def replaced(name: str, **how: Any) -> Callable[[h5py.File], None]:
     return attack
 
 
-def told(**fields: Any) -> Callable[[h5py.File], None]:
+def with_fact(**fields: Any) -> Callable[[h5py.File], None]:
     def attack(file: h5py.File) -> None:
         file.attrs["provenance"] = json.dumps({**PROVENANCE, **fields})
 
@@ -256,12 +256,12 @@ LIES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "deep provenance": (attribute("provenance", f'{{"views": {DEEP}}}'), "not the record"),
     "deepest provenance": (attribute("provenance", "[" * 10**4), "damaged"),
     "provenance with NaN": (attribute("provenance", '{"seed": NaN}'), "NaN for a number"),
-    "layers that are a number": (told(layers=5), "layers is a int"),
-    "layers without names": (told(layers=[[]]), "without names"),
-    "views that are text": (told(views="simclr"), "views is a str"),
-    "views without a name": (told(views={"name": 3}), "without names"),
-    "a checkpoint that is a table": (told(checkpoint={}), "checkpoint is a dict"),
-    "a seed that is true": (told(seed=True), "seed is a bool"),
+    "layers that are a number": (with_fact(layers=5), "layers is a int"),
+    "layers without names": (with_fact(layers=[[]]), "without names"),
+    "views that are text": (with_fact(views="simclr"), "views is a str"),
+    "views without a name": (with_fact(views={"name": 3}), "without names"),
+    "a checkpoint that is a table": (with_fact(checkpoint={}), "checkpoint is a dict"),
+    "a seed that is true": (with_fact(seed=True), "seed is a bool"),
     "a version of text": (attribute("version", "1"), "feature file version 1, this lidar reads 1"),
     "a version that is an array": (attribute("version", np.ones(3)), "feature file version"),
 }

@@ -276,7 +276,7 @@ def test_a_caution_without_a_command_is_a_sentence_alone() -> None:
     assert "<code></code>" not in page
 
 
-def test_provenance_tells_apart_what_is_shared() -> None:
+def test_provenance_separates_what_is_shared() -> None:
     a, b = (
         replace(score(f"{name}.h5", lidar=2.0), provenance={"seed": 3, "arch": name})
         for name in ("vit", "resnet")

@@ -218,9 +218,7 @@ def test_parts_of_a_file_are_drawn_against_n_and_q(tab: browser.Tab, pages: Path
     assert "from n = 150 to 300" in tab.run("document.querySelector('.advice').innerText")
 
 
-def test_the_browser_would_tell_of_an_error_and_of_a_request(
-    tab: browser.Tab, tmp_path: Path
-) -> None:
+def test_the_browser_would_report_an_error_and_a_request(tab: browser.Tab, tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     page.write_text("<script>console.error('one'); missing()</script><img src='absent.png'>")
     tab.open(page, 1280, 900, "light")

@@ -196,7 +196,7 @@ def test_training_lowers_the_loss(images, settings):
     assert losses[-1] < 0.95 * min(untrained)
 
 
-def test_progress_is_told_epoch_by_epoch(images):
+def test_progress_is_reported_epoch_by_epoch(images):
     reports = []
 
     class Listener(Progress):

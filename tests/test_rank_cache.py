@@ -361,7 +361,7 @@ def test_the_spelling_of_the_data_path_changes_nothing(
     assert stamps(tmp_path / "runs" / ".lidar") == before
 
 
-def test_data_is_told_from_the_features(tmp_path: Path, images: Path) -> None:
+def test_data_is_described_from_the_features(tmp_path: Path, images: Path) -> None:
     checkpoint(tmp_path / "a.pt", 0)
     (tmp_path / "runs").mkdir()
     output = tmp_path / "runs" / "a.h5"

@@ -173,7 +173,7 @@ def test_a_checkpoint_without_a_value_comes_last(tmp_path: Path, rank: Shell) ->
     assert "constant" in last["reason"]
 
 
-def test_ties_of_a_count_are_told(tmp_path: Path, rank: Shell) -> None:
+def test_ties_of_a_count_are_reported(tmp_path: Path, rank: Shell) -> None:
     runs = tmp_path / "runs"
     checkpoint(runs / "a.pt", 0)
     shifted = state_dict(0)
@@ -186,7 +186,7 @@ def test_ties_of_a_count_are_told(tmp_path: Path, rank: Shell) -> None:
     assert one["aliases"] == []
 
 
-def test_what_cannot_be_told_apart_is_called_a_tie(tmp_path: Path, rank: Shell) -> None:
+def test_what_cannot_be_separated_is_called_a_tie(tmp_path: Path, rank: Shell) -> None:
     runs = tmp_path / "runs"
     for seed, name in enumerate(("a.pt", "b.pt")):
         checkpoint(runs / name, seed)
@@ -216,7 +216,7 @@ def test_what_cannot_be_told_apart_is_called_a_tie(tmp_path: Path, rank: Shell) 
     assert cells[4][1].strip() == "1, tied with rank 2"
 
 
-def test_too_few_samples_for_an_interval_are_told(tmp_path: Path, rank: Shell) -> None:
+def test_too_few_samples_for_an_interval_are_reported(tmp_path: Path, rank: Shell) -> None:
     ranking = ranked(rank(three(tmp_path / "runs"), "--json", "--layer", "backbone"))  # n 24, d 16
     for row in ranking["checkpoints"]:
         assert (row["ci_low"], row["ci_high"], row["tied_with"]) == (None, None, [])
@@ -289,7 +289,7 @@ def test_a_feature_file_of_other_settings_is_another_group(
     target = settings(images, output=runs / "other.h5", **change)
     extract_checkpoint(elsewhere, ExtractSettings(**target))
     if "layer" in change:
-        # The backbone is what both have, so that this one is comparable, unless told otherwise.
+        # The backbone is what both have, so that this one is comparable, unless another is chosen.
         assert ranked(rank(runs, "--json"))["groups"] == 1
         failed = ranked(rank(runs, "--json", "--layer", "projector"), status=4)["failed"]
         assert "no layer 'projector'; the file holds backbone" in failed[0]["reason"]

@@ -425,8 +425,8 @@ def test_more_noise_than_there_is_prints_as_at_least_one(tmp_path, capsys):
         z = torch.randn(300, 4, 20)
     print_table([score], METRICS)
     print_table([score, score], METRICS)
-    told = capsys.readouterr().out
-    assert told.count(">= 1") == 3
+    printed = capsys.readouterr().out
+    assert printed.count(">= 1") == 3
     assert "lidar_corrected" not in score.warnings["noise"]
     assert json.loads(to_json([score]))[0]["noise_fraction"] == score.noise_fraction
 

@@ -258,7 +258,7 @@ def test_nearest() -> None:
 # As a shell sees it
 
 
-def test_show_config_tells_values_and_origins(
+def test_show_config_prints_values_and_origins(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     Path("lidar.toml").write_text("n_views = 6\n[rank]\nby = 'pillai'\n")

@@ -73,18 +73,18 @@ def test_a_found_file_is_named_when_it_is_used(
 ) -> None:
     np.save("z.npy", np.random.default_rng(0).normal(size=(20, 3, 4)))
 
-    def told(*words: str) -> str:
+    def notes(*words: str) -> str:
         done = lidar_here("score", "z.npy", "--json", *words, monkeypatch=monkeypatch, capfd=capfd)
         assert done.returncode == 0, done.stderr
         return done.stderr
 
-    assert told() == ""
+    assert notes() == ""
     Path("lidar.toml").write_text("n_views = 7\n")  # of no meaning to this command
-    assert told() == ""
+    assert notes() == ""
     Path("lidar.toml").write_text("delta = 0.1\n")
-    assert told() == "settings from ./lidar.toml, which was found here\n"
-    assert told("--delta", "0.2") == ""
-    assert told("--config", "lidar.toml") == ""
+    assert notes() == "settings from ./lidar.toml, which was found here\n"
+    assert notes("--delta", "0.2") == ""
+    assert notes("--config", "lidar.toml") == ""
 
 
 def test_a_found_file_of_another_user_is_refused() -> None:

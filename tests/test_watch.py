@@ -42,7 +42,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_a_file_is_told_when_it_rests_and_again_when_it_was_replaced(tmp_path: Path) -> None:
+def test_a_file_is_reported_when_it_rests_and_again_when_it_was_replaced(tmp_path: Path) -> None:
     files = CompletedFiles(tmp_path)
     file = tmp_path / "run" / "a.ckpt"
     file.parent.mkdir()
@@ -71,7 +71,7 @@ def test_a_file_is_told_when_it_rests_and_again_when_it_was_replaced(tmp_path: P
 
 
 def test_the_slowly_written_the_broken_and_the_interrupt(tmp_path: Path, images: Path) -> None:
-    runs, log, errors = tmp_path / "runs", tmp_path / "told.jsonl", tmp_path / "errors.txt"
+    runs, log, errors = tmp_path / "runs", tmp_path / "rows.jsonl", tmp_path / "errors.txt"
     runs.mkdir()
     whole = checkpoint(tmp_path / "made" / "epoch=3-step=500.pt", 1)
     content = whole.read_bytes()
@@ -166,7 +166,7 @@ def test_a_checkpoint_replaced_while_it_is_scored_counts_as_it_is_then(
     assert len(list((runs / ".lidar").glob("*.h5"))) == 1  # of the new content
 
 
-def test_the_first_files_settle_the_layer_and_copies_are_told_once(
+def test_the_first_files_settle_the_layer_and_copies_are_reported_once(
     tmp_path: Path, images: Path
 ) -> None:
     runs = tmp_path / "runs"
@@ -251,7 +251,7 @@ def test_the_step_is_the_recorded_one_else_that_in_the_name(
 
 
 def test_its_options_alone_are_refused(tmp_path: Path) -> None:
-    done = lidar("rank", "runs", "--jsonl", "told.jsonl", cwd=tmp_path)
+    done = lidar("rank", "runs", "--jsonl", "rows.jsonl", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: --jsonl belongs to --watch; add that\n"
 

@@ -412,9 +412,9 @@ def check_names(settings: EmbedSettings) -> None:
 
     data, kind = check_data(settings)
     if kind == "" and Path(data).is_dir():
-        from lidar_cli.data.folders import check_folder as check_images
+        from lidar_cli.data.folders import check_has_image
 
-        check_images(data, Path(data), settings)
+        check_has_image(data, Path(data), settings)
 
 
 def check_system(settings: FormatSettings) -> None:

@@ -68,25 +68,23 @@ def folder_source(data: str, root: Path, settings: SampleSettings) -> Source:
     return Source(data, map(candidate, order), len(order), remarks=remarks)
 
 
-def check_folder(data: str, root: Path, settings: SampleSettings) -> None:
-    """Raise InputError as `folder_source`, at once where a folder has an image."""
+def check_has_image(data: str, root: Path, settings: SampleSettings) -> None:
+    """Raise InputError as `folder_source` for a folder without images; lists none that has one."""
     if not _has_image(_split_folder(root, settings.split)):
         folder_source(data, root, settings)  # links that are followed may lead to images
 
 
 def _has_image(folder: str | Path) -> bool:
     """Whether an image is below a folder; links to folders are not followed."""
-    below = []
-    try:
-        with os.scandir(folder) as entries:
+    pending = [str(folder)]
+    while pending:
+        with suppress(OSError), os.scandir(pending.pop()) as entries:  # reported when it is listed
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    below.append(entry.path)
+                    pending.append(entry.path)
                 elif not entry.name.startswith(".") and suffix_of(entry.name) in IMAGE_SUFFIXES:
                     return True
-    except OSError:  # reported where the folder is listed
-        return False
-    return any(map(_has_image, below))
+    return False
 
 
 def _split_folder(root: Path, split: str | None) -> Path:

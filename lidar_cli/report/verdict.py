@@ -80,8 +80,8 @@ def group_verdict(group: Group, ranking: Ranking, oracle: Oracle | None = None) 
     contradiction = _contradiction(group, ranking, oracle)
     trust = ranking.trust_of(group)
     doubt = [trust.sentence] if trust and not trust.believe else []
-    apart = [*contradiction, *_disagreement(group, ranking), *_decided_by_delta(group, ranking)]
-    return " ".join([answer, *costs, *apart, *doubt])
+    remarks = [*contradiction, *_disagreement(group, ranking), *_decided_by_delta(group, ranking)]
+    return " ".join([answer, *costs, *remarks, *doubt])
 
 
 def scores_verdict(scores: Sequence[Score]) -> str | None:

@@ -13,9 +13,9 @@ from lidar_cli.ranking.session import Ranking
 N, Q, SIZE = 24, 4, 24
 
 
-def told(images: Path, **more: Any) -> dict[str, Any]:
-    known = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 8, "device": "cpu"}
-    return {"data": str(images)} | known | more
+def keywords(images: Path, **more: Any) -> dict[str, Any]:
+    sizes = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 8, "device": "cpu"}
+    return {"data": str(images)} | sizes | more
 
 
 def values(ranking: Ranking) -> dict[str, float | None]:

@@ -27,11 +27,11 @@ IDS = [f"image/{i}-é.png" for i in range(CLEAN)]
 def set_revision(path, revision):
     """Record that a file was made at that embedding revision; None before they were recorded."""
     with h5py.File(path, "r+") as file:
-        told = json.loads(file.attrs["provenance"])
-        told.pop("embedding_revision")
+        record = json.loads(file.attrs["provenance"])
+        record.pop("embedding_revision")
         if revision is not None:
-            told["embedding_revision"] = revision
-        file.attrs["provenance"] = json.dumps(told)
+            record["embedding_revision"] = revision
+        file.attrs["provenance"] = json.dumps(record)
 
 
 def embeddings(seed=0):

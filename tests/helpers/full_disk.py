@@ -69,9 +69,9 @@ def names(disk: Path) -> set[str]:
     return {path.name for path in disk.rglob("*")} - {".fill", ".lidar", MARKER}
 
 
-def told(images: Path, **more: Any) -> dict[str, Any]:
-    known = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 5, "device": "cpu"}
-    return {"data": str(images)} | known | more
+def options(images: Path, **more: Any) -> dict[str, Any]:
+    sizes = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 5, "device": "cpu"}
+    return {"data": str(images)} | sizes | more
 
 
 class FillAfter(Progress):
@@ -91,9 +91,9 @@ LAYERS = {"layer": "backbone,projector"}
 def test_extract_has_its_room_before_it_begins(disk: Path, images: Path, tmp_path: Path) -> None:
     """What fills the disk while it runs takes nothing from it."""
     path = checkpoint(tmp_path / "a.pt", widths=(8, 16, 64, 256))
-    extract_checkpoint(path, ExtractSettings(**told(images, output=tmp_path / "a.h5", **LAYERS)))
+    extract_checkpoint(path, ExtractSettings(**options(images, output=tmp_path / "a.h5", **LAYERS)))
     output = disk / "a.h5"
-    settings = ExtractSettings(**told(images, output=output, **LAYERS))
+    settings = ExtractSettings(**options(images, output=output, **LAYERS))
     extract_checkpoint(path, settings, FillAfter(disk))
     assert names(disk) == {"a.h5"}
     assert (disk / ".fill").exists()
@@ -127,9 +127,9 @@ def test_resume_has_its_room_or_keeps_what_is_done(
     disk: Path, images: Path, tmp_path: Path
 ) -> None:
     path = checkpoint(tmp_path / "a.pt", widths=(8, 16, 64, 256))
-    extract_checkpoint(path, ExtractSettings(**told(images, output=tmp_path / "a.h5", **LAYERS)))
+    extract_checkpoint(path, ExtractSettings(**options(images, output=tmp_path / "a.h5", **LAYERS)))
     output = disk / "a.h5"
-    settings = ExtractSettings(**told(images, output=output, resume=True, **LAYERS))
+    settings = ExtractSettings(**options(images, output=output, resume=True, **LAYERS))
     with pytest.raises(Stop):
         extract_checkpoint(path, settings, StopAfter())
     sparse(partial_path(output))
@@ -151,7 +151,7 @@ def test_extract_begins_nothing_on_a_full_disk(disk: Path, images: Path, tmp_pat
     for free in (0, 16 * PAGE):
         with full.open("r+b") as file:
             file.truncate(full.stat().st_size - free)
-        settings = ExtractSettings(**told(images, output=disk / "a.h5", n_views=0))
+        settings = ExtractSettings(**options(images, output=disk / "a.h5", n_views=0))
         with pytest.raises(
             FeatureFileError, match=r"will take 0\.\d+ MB and .* are free; free som"
         ):
@@ -166,8 +166,10 @@ def test_rank_keeps_nothing_half_written(
     runs = tmp_path / "runs"
     for seed in (1, 2):
         checkpoint(runs / f"{seed}.pt", seed)
-    expected = rank_directory(runs, RankSettings(**told(images, cache=tmp_path / "c", store=store)))
-    settings = RankSettings(**told(images, cache=disk, store=store))
+    expected = rank_directory(
+        runs, RankSettings(**options(images, cache=tmp_path / "c", store=store))
+    )
+    settings = RankSettings(**options(images, cache=disk, store=store))
     full = fill(disk)
     with pytest.raises(LidarError) as caught:
         rank_directory(runs, settings)
@@ -187,8 +189,8 @@ def test_rank_that_fills_the_disk_midway(disk: Path, images: Path, tmp_path: Pat
     for seed in (1, 2):
         checkpoint(runs / f"{seed}.pt", seed, widths=(8, 16, 64, 256))
     more = {"layer": "backbone", "view_memory": "1KB"}
-    settings = RankSettings(**told(images, cache=disk, **more))
-    expected = rank_directory(runs, RankSettings(**told(images, cache=tmp_path / "c", **more)))
+    settings = RankSettings(**options(images, cache=disk, **more))
+    expected = rank_directory(runs, RankSettings(**options(images, cache=tmp_path / "c", **more)))
     found = rank_directory(runs, settings, FillAfter(disk))
     assert [row.path for group in found.groups for row in group.rows] == [str(runs / "1.pt")]
     ((path, reason),) = [(left.path, left.reason) for left in found.failed]

@@ -65,7 +65,7 @@ def narrow_resnet(widths: Sequence[int] = WIDTHS) -> ResNet:
 def network(
     seed: int = 0, widths: Sequence[int] = WIDTHS, projected: int | None = PROJECTED
 ) -> Network:
-    """A network in eval mode with random weights, by seed, that tells photographs apart.
+    """A network in eval mode with random weights, by seed, that separates photographs.
 
     BatchNorm has the statistics of photographs, as after training; with random ones the
     embeddings would be nearly constant and hide every mistake.
@@ -195,9 +195,9 @@ def lidar_here(
     capfd.readouterr()
     with pytest.raises(SystemExit) as left:
         main()
-    told = capfd.readouterr()
+    printed = capfd.readouterr()
     status = left.value.code if isinstance(left.value.code, int) else int(bool(left.value.code))
-    return subprocess.CompletedProcess(words, status, told.out, told.err)
+    return subprocess.CompletedProcess(words, status, printed.out, printed.err)
 
 
 def besides_progress(stderr: str) -> str:

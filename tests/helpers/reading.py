@@ -1,4 +1,4 @@
-"""Samples as a command opens them, and whether they are the crops that their names tell."""
+"""Samples as a command opens them, and whether they are the crops that their names say."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def decoded(samples: Samples) -> list[Pixels]:
 
 
 def number(name: str) -> int:
-    """The index from which the file was made, as its name tells."""
+    """The index from which the file was made, as its name says."""
     return int(Path(name).stem)
 
 
 def assert_crops(samples: Samples, index_of: Callable[[str], int] = number) -> None:
-    """Each sample is the very crop that its id tells."""
+    """Each sample is the very crop that its id says."""
     for i, name in enumerate(samples.ids):
         index = index_of(name)
         assert np.array_equal(samples.decode(i).numpy(), crop(index, *size(index))), name

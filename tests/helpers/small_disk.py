@@ -29,7 +29,7 @@ def namespace() -> list[str] | None:
 
 
 def inside(*words: str, basetemp: Path) -> str:
-    """What pytest told of `full_disk.py`, which passed; skipped where no namespace can mount."""
+    """What pytest printed of `full_disk.py`, which passed; skipped where none can mount."""
     found = namespace()
     if found is None:
         pytest.skip("this system lets neither root nor a namespace mount a file system")
