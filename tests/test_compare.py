@@ -32,7 +32,7 @@ from lidar_cli.ranking import comparison
 from lidar_cli.ranking.cache import MARKER
 from lidar_cli.ranking.comparison import (
     Comparison,
-    _names_embeddings,
+    _given,
     compare_files,
     difference,
 )
@@ -411,9 +411,13 @@ def test_checkpoints_meet_in_the_cache_of_a_ranking(here: Path, images: Path, li
         lidar("compare", "runs/one", "runs/two", *small, "-n", 20, "--by", "rankme", "--json")
     )
     assert fewer["lidar"]["values"] != asked["lidar"]["values"]
+    # What is stored at the settings that are given needs no --data.
+    assert metrics(lidar("compare", "runs/one", "runs/two", "-n", 20, "--json")) == fewer
+    given = ("-n", IMAGES, "-q", 4, "--image-size", 24, "--views", "simclr", "--json")
+    assert metrics(lidar("compare", "runs/one", "runs/two", *given)) == asked
     # Without --data these would be toy pictures, which the user has not asked for.
     files = set(Path("runs/.lidar").iterdir())
-    done = lidar("compare", "runs/one", "runs/two", "-n", 20)
+    done = lidar("compare", "runs/one", "runs/two", "-n", 20, "-q", 3)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"was embedded with those of {images}; add --data {images}, or --data em" in done.stderr
     assert set(Path("runs/.lidar").iterdir()) == files
@@ -497,7 +501,7 @@ def test_a_number_of_samples_that_is_given_is_not_that_of_stored_embeddings() ->
         ({"layer": "backbone"}, False),
     ):
         given = resolve(CompareSettings, words, environment={}).values
-        assert _names_embeddings(given) == is_named
+        assert _given(given).keys() == (words.keys() if is_named else set())
 
 
 def test_projectors_of_other_widths_name_the_layer_that_both_have(

@@ -470,20 +470,23 @@ def test_a_dry_run_says_the_views_of_each_group(tmp_path: Path, rank: Shell) -> 
 def test_a_dry_run_counts_untrained_networks_and_rows_of_a_smaller_n(
     tmp_path: Path, rank: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a second for each sample of each network."""
-    monkeypatch.setattr(dry_run, "measure", lambda *_: Measured(1.0, 0, 8))
+    """With a second for each sample of each network, a quarter of it for views that all share."""
+    monkeypatch.setattr(dry_run, "measure", lambda *_: Measured(1.0, 0.25, 0, 8))
     runs = checkpoint(tmp_path / "runs/a.pt").parent
     rank(runs, "-n", 16)
-    planned = json.loads(rank(runs, "--dry-run", "--json", "--baseline", "untrained").stdout)
+    words = ["--dry-run", "--json", "--baseline", "untrained"]
+    planned = json.loads(rank(runs, *words).stdout)
     assert (planned["checkpoints"], planned["cached"]) == (1, 0)
-    assert planned["seconds"] == (N - 16) + 3 * N
+    assert planned["seconds"] == (N - 16) + 3 * N * 0.75
+    unshared = json.loads(rank(runs, *words, "--view-memory", 0).stdout)
+    assert unshared["seconds"] == (N - 16) + 3 * N
     assert planned["disk_bytes"] == 4 * 4 * 8 * (N * Q + N)
 
 
 def test_a_dry_run_counts_linear_probes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(dry_run, "measure", lambda *_: Measured(1.0, 0, 8))
+    monkeypatch.setattr(dry_run, "measure", lambda *_: Measured(1.0, 0.0, 0, 8))
     rank = rank_here(image_folder(tmp_path / "labelled", N, ("a", "b")), monkeypatch, capfd)
     runs = checkpoint(tmp_path / "runs/a.pt").parent
     assert rank(runs, "--quiet").returncode == 0

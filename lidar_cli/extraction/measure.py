@@ -27,10 +27,13 @@ from lidar_cli.views.methods import find_recipe
 class Measured:
     """Seconds per sample, with all its views, and bytes of memory with a batch of this size.
 
-    memory: the peak on the device, or what the process takes if that computes on the CPU.
+    drawing: how many of the seconds the views take, which a later checkpoint that sees the same
+    views does not need. memory: the peak on the device, or what the process takes if that computes
+    on the CPU.
     """
 
     seconds: float
+    drawing: float
     memory: int
     batch_size: int
 
@@ -47,18 +50,24 @@ def measure(model: EmbeddingModel, source: ViewSource, batch_size: int | None) -
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         starts = [start for start in (0, size) if start < plan.layout.n_clean]
-        seconds, begun = 0.0, time.monotonic()
+        seconds, drawing, begun = 0.0, 0.0, time.monotonic()
         for batch in source.batches(size, starts):
             batch.wait_event()
+            drawn = _now(device)
             model.forward(batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            now = time.monotonic()
-            seconds, begun = (now - begun) / (batch.stop - batch.start), now
-        return Measured(seconds, _memory(device), size)
+            now, samples = _now(device), batch.stop - batch.start
+            seconds, drawing, begun = (now - begun) / samples, (drawn - begun) / samples, now
+        return Measured(seconds, drawing, _memory(device), size)
 
     size = batch_size or find_batch_size(model)
     return at_size_that_fits(size, attempt, batch_size is not None)
+
+
+def _now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
 
 
 def _memory(device: torch.device) -> int:

@@ -29,16 +29,14 @@ class CacheLimits:
     scratch: int
 
     @classmethod
-    def of(cls, option: str, device: torch.device, folder: Path) -> CacheLimits | None:
-        """The limits that `--view-memory` sets; None for 0, which disables the cache.
+    def of(cls, option: str, device: torch.device, folder: Path) -> CacheLimits:
+        """The limits that `--view-memory` sets, unless that is 0, which disables the cache.
 
         auto limits each to a share of what is free; a size limits main memory, and device memory
         and the disk of `folder` are limited as by auto. Raises SettingsError if the option is no
         size.
         """
         memory = view_memory(option)
-        if memory == 0:
-            return None
         on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
         return cls(
             int(on_device * MEMORY_SHARE),

@@ -149,7 +149,7 @@ def compare_files(
     )
     if same:
         return comparison
-    sources, is_stored = _sources(session, sides, not _names_embeddings(settings))
+    sources, is_stored = _sources(session, sides, _given(settings))
     if is_stored:
         provenance = next(one.provenance for one in sources)
         comparison = replace(comparison, options=tuple(_options(provenance)))
@@ -259,21 +259,25 @@ class _Stored(NamedTuple):
 
 
 def _sources(
-    session: Session, sides: Sequence[Checkpoint | FeatureFile], may_be_stored: bool
+    session: Session, sides: Sequence[Checkpoint | FeatureFile], given: Mapping[str, object]
 ) -> tuple[tuple[Source, Source], bool]:
     """Embeddings of one layer of both, or stored scores, and whether a ranking has stored them.
 
-    may_be_stored: whether stored ones at any settings may be used for checkpoints.
+    given: settings of embeddings that the user gives, which stored ones of checkpoints must have.
     """
     layer = session.choose_layer(session.scan.features)
     checkpoints = [side for side in sides if isinstance(side, Checkpoint)]
     if checkpoints and session.settings.data is None:
-        a, b = (sorted(_stored(session, side, layer), reverse=True) for side in sides)
-        named = [one for one in (*a[:1], *b[:1]) if one.is_named]
-        pair = _comparable_pair(session, a, b, layer) if may_be_stored else None
+        both = [sorted(_stored(session, side, layer), reverse=True) for side in sides]
+        named = [one for of_side in both for one in of_side[:1] if one.is_named]
+        a, b = (
+            [one for one in of_side if isinstance(side, FeatureFile) or _may_replace(one, given)]
+            for side, of_side in zip(sides, both, strict=True)
+        )
+        pair = _comparable_pair(session, a, b, layer)
         if pair is not None:
             return pair, True
-        if may_be_stored:
+        if not given:
             _check_none_stored(named)
         _check_no_other_data(named)
     embedded = _embed(session, checkpoints, layer)
@@ -346,14 +350,30 @@ def _check_no_other_data(stored: Sequence[_Stored]) -> None:
 
 def _options(provenance: dict[str, Any]) -> list[str]:
     """The options that embed other checkpoints as one of this provenance was."""
-    views = provenance.get("views")
-    values = provenance | {"views": views.get("name") if isinstance(views, dict) else None}
+    values = _recorded(provenance)
     return [
         word
         for option, name in OPTIONS.items()
-        if isinstance(values.get(name), str | int)
+        if isinstance(values[name], str | int)
         for word in (option, str(values[name]))
     ]
+
+
+def _may_replace(stored: _Stored, given: Mapping[str, object]) -> bool:
+    """Whether stored embeddings are what the settings given ask for: of those images, if any.
+
+    The embedded images are only for a user who gives no setting.
+    """
+    values = _recorded(stored.provenance)
+    has_all = all(name in values and values[name] == value for name, value in given.items())
+    return has_all and (stored.is_named or not given)
+
+
+def _recorded(provenance: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a provenance records, each None if it does not."""
+    views = provenance.get("views")
+    values = provenance | {"views": views.get("name") if isinstance(views, dict) else None}
+    return {name: values.get(name) for name in OPTIONS.values()}
 
 
 def _images(comparison: Comparison, session: Session, is_stored: bool) -> int | None:
@@ -463,8 +483,8 @@ def _rank_settings(settings: CompareSettings) -> RankSettings:
     )
 
 
-def _names_embeddings(settings: CompareSettings) -> bool:
-    """Whether any setting that determines embeddings is given."""
+def _given(settings: CompareSettings) -> dict[str, object]:
+    """The settings that determine embeddings and are given, by name."""
     defaults = RankSettings()
 
     def is_given(name: str) -> bool:
@@ -473,7 +493,8 @@ def _names_embeddings(settings: CompareSettings) -> bool:
             return not isinstance(value, DefaultCount)
         return bool(value != default)
 
-    return any(is_given(one.name) for one in fields(EmbedSettings) if one.name not in OF_THE_RUN)
+    names = [one.name for one in fields(EmbedSettings) if one.name not in OF_THE_RUN]
+    return {name: getattr(settings, name) for name in names if is_given(name)}
 
 
 def _compared(comparison: Comparison, session: Session, *sources: Source) -> Comparison:

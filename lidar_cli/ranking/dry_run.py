@@ -26,6 +26,7 @@ from lidar_cli.ranking.session import (
 )
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import RankSettings
+from lidar_cli.views.pipeline import Views
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def _probes(session: Session, tasks: Sequence[Task]) -> tuple[Session, Scorer, l
 def _measure(session: Session, scorer: Scorer, tasks: Sequence[Task]) -> tuple[float, int] | None:
     """Seconds to embed the tasks, and bytes of memory, from a batch of each architecture."""
     measured: dict[str, Measured] = {}
+    drawn: set[Views] = set()
     seconds = 0.0
     for task in tasks:
         layout = task.plan.layout
@@ -139,7 +141,11 @@ def _measure(session: Session, scorer: Scorer, tasks: Sequence[Task]) -> tuple[f
                 continue
         is_stored = session.settings.store
         stored = scorer.cache.count_of_fewer(task, session.samples) if is_stored else 0
-        seconds += measured[key].seconds * (layout.n_clean - stored)
+        one = measured[key]
+        each = one.seconds - (one.drawing if task.plan.views in drawn else 0.0)
+        seconds += each * (layout.n_clean - stored)
+        if scorer.can_share_views:
+            drawn.add(task.plan.views)
     if not measured:
         return None
     return seconds, max(one.memory for one in measured.values())

@@ -24,7 +24,7 @@ from lidar_cli.errors import FILE_ERRORS, FeatureFileError, InputError, Settings
 from lidar_cli.extraction.engine import EmbeddingModel, ViewSource
 from lidar_cli.extraction.plan import image_size, make_plan
 from lidar_cli.extraction.run import changed_error, note_disk_use, open_with, run
-from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
+from lidar_cli.extraction.view_cache import CacheLimits, ViewCache, view_memory
 from lidar_cli.features.reader import read_first, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, partial_path
 from lidar_cli.features.writer import begun_path
@@ -150,14 +150,18 @@ class Scorer:
         None if fewer than two tasks need embedding, or the settings allow no memory for it.
         """
         waiting = sum(not self.cache.has(task) for task in tasks)
-        room = None
-        if waiting > 1 and not isinstance(self._samples, Items):
-            room = CacheLimits.of(self._settings.view_memory, self._device, self.cache.path)
-        if room is None:
+        if waiting < 2 or not self.can_share_views:
             yield None
             return
+        room = CacheLimits.of(self._settings.view_memory, self._device, self.cache.path)
         with ViewCache(room, self._device, self.cache.path) as store:
             yield store
+
+    @property
+    def can_share_views(self) -> bool:
+        """Whether a view that several checkpoints see is drawn once for all of them."""
+        allowed = view_memory(self._settings.view_memory) != 0
+        return allowed and not isinstance(self._samples, Items)
 
     def begin(self, tasks: Sequence[Task]) -> None:
         """Report to the progress that these tasks come next."""
