@@ -332,6 +332,8 @@ def test_the_sentence_says_what_the_choice_costs_in_accuracy() -> None:
     assert costs(a=0.592, b=0.61) == (
         f"{clear} Its probe accuracy is 59.2 %, 1.8 points below b, the best of 2."
     )
+    too_easy = "as of all 2: these labels do not say which is best."
+    assert costs(a=1.0, b=1.0) == f"{clear} Its probe accuracy is 100.0 %, {too_easy}"
     assert costs(b=0.61) == clear
 
 
@@ -402,12 +404,23 @@ def test_noise_is_a_caution_unless_delta_or_a_constant_explains_it() -> None:
     )  # fmt: skip
     (advice,) = said(large)
     assert advice.text.startswith("delta = 0.0001 is large for the scale of 2 of 2 embeddings")
-    assert advice.command.endswith("--delta 1e-07")
+    # (1 - s) / s delta = 1.1e-5 is the mean of the noise of directions, 1e-2 of it their least,
+    # and 1e-2 of that a delta which none of them depends on
+    assert advice.command.endswith("--delta 1e-09")
     assert "But delta = 0.0001 outweighs the variation between views" in verdict(large)
     assert "delta" not in verdict(noisy)
     common = {"n": 60, "q": 4, "d": 181}  # directions without noise, however small delta is
     few = replace(large, groups=tuple(replace(g, common=g.common | common) for g in large.groups))
     assert not any("delta" in one.text for one in said(few))
+
+
+def test_retrieval_of_few_views_is_a_caution() -> None:
+    few = replace(ranked(scored("a", 9.0), scored("b", 8.0)), by=METRICS["retrieval"])
+    (advice,) = said(few)
+    assert advice.text.startswith("q = 4 views are few for retrieval")
+    assert advice.command == "lidar rank '' -q 10"
+    common = few.groups[0].common | {"q": 10}
+    assert not said(replace(few, groups=(replace(few.groups[0], common=common),)))
 
 
 def test_several_cautions_have_one_command() -> None:
@@ -422,11 +435,11 @@ def test_several_cautions_have_one_command() -> None:
     assert [one.command.split()[-2] for one in shown] == ["-q", "-n", "--delta"]
     *lines, (label, both) = with_one_command([noise, delta], ranking)
     assert lines == [("caution", Advice(noise.text)), ("caution", Advice(delta.text))]
-    assert (label, both.text) == ("both", "")
+    assert (label, both.text) == ("try", "")
     expected = "lidar rank runs -n 100 -q 18 --delta"
     assert both.command.rpartition(" ")[0] == expected
     (*_, (label, every)) = with_one_command(shown, ranking)
-    assert (label, every.command.split()[3:7]) == ("all 3", ["-q", "18", "-n", "400"])
+    assert (label, every.command.split()[3:7]) == ("try", ["-q", "18", "-n", "400"])
     larger = noise._replace(changes={"n_views": 30})
     (*_, (_, most)) = with_one_command([larger, noise], ranking)
     assert most.command.endswith("-q 30")

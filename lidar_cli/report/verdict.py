@@ -50,6 +50,9 @@ if TYPE_CHECKING:  # these load timm, which `lidar score` does not need
 
 NAMED = 2  # tied checkpoints that a sentence names
 LEAST_DELTA = 1e-10  # below it, rounding decides
+# Few directions have less view noise than this share of the mean of all.
+SPREAD = 0.01
+RETRIEVAL_VIEWS = 10  # from which on the study advises retrieval
 LABELS = 5  # images a class that the advice to use labels names
 LABELLED, LABELLED_IMAGES = "LABELLED", 100  # a folder to be made, and its images
 LONGEST_COMMAND = 1000  # characters; of a longer one only the options that change are printed
@@ -132,7 +135,9 @@ def _accuracy(first: Row, group: Group, ranking: Ranking, oracle: Oracle | None)
     best = max(of_group, key=lambda path: of_group[path])
     answer = f"Its {_kind_of_accuracy(oracle)} is {format_percent(of_group[first.path])} %"
     lost = of_group[best] - of_group[first.path]
-    if lost == 0:
+    if len(of_group) > 1 and len(set(of_group.values())) == 1:
+        yield f"{answer}, as of all {len(of_group)}: these labels do not say which is best."
+    elif lost == 0:
         yield f"{answer}, the best of {len(of_group)}."
     else:
         points = f"{100 * lost:.1f} points below {ranking.name(best)}"
@@ -416,6 +421,7 @@ def cautions(ranking: Ranking) -> list[Advice]:
         _collapsed,
         _untrained,
         _no_intervals,
+        _few_views,
         _much_delta,
         _noise,
         _few_degrees,
@@ -429,7 +435,7 @@ def cautions(ranking: Ranking) -> list[Advice]:
 
 
 def with_one_command(shown: Sequence[Advice], ranking: Ranking) -> list[tuple[str, Advice]]:
-    """Each caution with its label; several commands become one, which comes last.
+    """Each caution with its label; several commands become one, to try, which comes last.
 
     It has the larger n and q of those that two cautions advise. A folder of labelled images has no
     more than it has.
@@ -451,9 +457,8 @@ def with_one_command(shown: Sequence[Advice], ranking: Ranking) -> list[tuple[st
     if "oracle" not in changes:
         n, q = changes.get("n_samples"), changes.get("n_views")
         takes = cost(ranking, ranking.groups[0], n, q)
-    label = "both" if len(joined) == 2 else f"all {len(joined)}"
     lines = [("caution", Advice(one.text) if one in joined else one) for one in shown]
-    return [*lines, (label, Advice("", ranking_command(ranking, **changes), takes))]
+    return [*lines, ("try", Advice("", ranking_command(ranking, **changes), takes))]
 
 
 def _labels_instead(group: Group, ranking: Ranking) -> Iterator[Advice]:
@@ -534,6 +539,17 @@ def _embedded_with(
     return Advice(text, ranking_command(ranking, **changes), cost(ranking, group, n, q), changes)
 
 
+def _few_views(group: Group, ranking: Ranking) -> Iterator[Advice]:
+    """Retrieval has a negative rank correlation in a group of the study, at few views."""
+    q = group.common["q"]
+    if ranking.by.name == "retrieval" and q < RETRIEVAL_VIEWS:
+        text = (
+            f"q = {q_text(group.common)} views are few for retrieval: from q = {RETRIEVAL_VIEWS} "
+            "on it orders no group of our study the wrong way round."
+        )
+        yield _embedded_with(text, group, ranking, q=RETRIEVAL_VIEWS)
+
+
 def _much_delta(group: Group, ranking: Ranking) -> Iterator[Advice]:
     """Delta decides what counts as noise in most embeddings."""
     if 2 * sum(_ridge(row) > MUCH_RIDGE for row in group.rows) > len(group.rows):
@@ -551,15 +567,14 @@ def _smaller_delta(group: Group, ranking: Ranking) -> Iterator[Advice]:
     if not shares or ranking.by.reads not in ("lda", "noise", "edge", "signal"):
         return
     n, q, d = group.common["n"], mean_views(group.common), group.common["d"]
-    largest = min(max(shares), 1 - 1e-9)
-    delta = group.common["delta"] * 0.01 * (1 - largest) / largest
-    if (
-        n * (q - 1) < d or delta < LEAST_DELTA
-    ):  # directions without noise need delta, whatever it is
+    largest, delta = min(max(shares), 1 - 1e-9), group.common["delta"]
+    least_variance = SPREAD * delta * (1 - largest) / largest
+    smaller = max(0.01 * least_variance, LEAST_DELTA)
+    if n * (q - 1) < d or smaller >= delta:  # directions without noise need delta, whatever it is
         return
-    changes = {"delta": f"{10.0 ** math.floor(math.log10(delta)):g}"}
+    changes = {"delta": f"{10.0 ** math.floor(math.log10(smaller)):g}"}
     yield Advice(
-        f"delta = {group.common['delta']:g} is large for the scale of "
+        f"delta = {delta:g} is large for the scale of "
         f"{_of(len(shares), group, 'embedding')}: {ranking.by.name} depends on it there, and so "
         "does what counts as view noise.",
         ranking_command(ranking, **changes),
