@@ -136,15 +136,18 @@ def check_checkpoint(path: Path, command: str) -> None:
 
 
 def check_contents(path: Path, settings: ModelSettings) -> None:
-    """Raise LidarError for a checkpoint that cannot be read, or holds no model known here."""
+    """Raise LidarError for a checkpoint that cannot be read, or without a known model or layer."""
     if str(path).startswith(ON_THE_HUB):
         return
     from lidar_cli.checkpoints.detect import detect_in
     from lidar_cli.checkpoints.reading.read import read_contents
+    from lidar_cli.checkpoints.shapes.inner import inner_names
 
     contents = read_contents(path)
     if settings.model is None:
-        detect_in(contents, path, settings, settings.activation)
+        description, _ = detect_in(contents, path, settings, settings.activation)
+        if not inner_names(settings.layer):
+            description.widths_of(settings.layer)
 
 
 def check_compare(paths: Sequence[Path], settings: CompareSettings) -> None:
@@ -166,16 +169,16 @@ def check_compare(paths: Sequence[Path], settings: CompareSettings) -> None:
 
 
 def usable_embeddings(
-    files: Sequence[Path], command: str, options: str = ""
+    files: Sequence[Path], command: str, turned: bool = False
 ) -> tuple[list[Path], int]:
     """The files that can be embeddings, and the exit status for the others, reported on stderr.
 
-    options: of `lidar extract`, to advise for a checkpoint.
+    Arguments as of `check_embeddings`.
     """
     usable, status = [], 0
     for file in files:
         try:
-            check_embeddings(file, command, options)
+            check_embeddings(file, command, turned)
         except LidarError as error:
             status = error.exit_status
             write_remark(f"error: {error}")
@@ -184,8 +187,11 @@ def usable_embeddings(
     return usable, status
 
 
-def check_embeddings(path: Path, command: str, options: str = "") -> None:
-    """Raise InputError if a path cannot be embeddings. command: score or probe."""
+def check_embeddings(path: Path, command: str, turned: bool = False) -> None:
+    """Raise LidarError if a path cannot be embeddings.
+
+    command: score or probe. turned: whether probe reads images in four turns, and no labels.
+    """
     check_exists(path, "no such file")
     if path.is_dir():
         raise InputError(
@@ -203,11 +209,14 @@ def check_embeddings(path: Path, command: str, options: str = "") -> None:
             code="no-labels",
         )
     if command == "probe" and kind == HDF5:
-        from lidar_cli.features.reader import read_provenance
+        from lidar_cli.features.reader import labels_to_probe, read_provenance
 
         read_provenance(path)
+        if not turned:
+            labels_to_probe(path)
     if kind in (TORCH, SAFETENSORS) and (model := _recognised(path)):
         output = shlex.quote(f"{path.stem}.h5")
+        options = " --views rotations" if turned else ""
         raise InputError(
             f"{path} is a checkpoint ({model}), not embeddings. First:  lidar extract "
             f"{shlex.quote(str(path))} --data FOLDER{options} -o {output}",
@@ -318,8 +327,7 @@ def check_rank(selection: Selection, settings: RankSettings) -> None:
     if len(paths) == 1 and paths[0].is_file() and not settings.watch:  # which it may complete
         check_checkpoint(paths[0], "rank")
     check_order(settings, "--race" if settings.race else "--watch" if settings.watch else "")
-    check_table("--oracle", settings.oracle, "probe")
-    check_table("--params", settings.params)
+    check_accuracies(settings)
     for option in ("jsonl", "tensorboard"):
         path = getattr(settings, option)
         if path is not None and not is_stream(path):
@@ -358,15 +366,27 @@ def check_groups(groups: str | None, level: float | None) -> None:
     try:
         check_table("--groups", groups, "labels")
         if groups != "labels":
-            from lidar_cli.data.tables import read_table
+            from lidar_cli.data.tables import groups_of, read_table
 
-            read_table(Path(groups), ("id", "group"))
+            groups_of(read_table(Path(groups), ("id", "group")))
     except InputError as error:
         if not reasons:
             raise
         reasons.append(str(error))
     if reasons:
         raise SettingsError("; and ".join(reasons), code="groups")
+
+
+def check_accuracies(settings: RankSettings) -> None:
+    """Raise InputError for a table of --oracle or --params that cannot be used."""
+    from lidar_cli.data.tables import accuracies_of, read_table
+
+    check_table("--oracle", settings.oracle, "probe")
+    if settings.oracle not in (None, "probe"):
+        accuracies_of(read_table(Path(settings.oracle or ""), ("path", "accuracy")))
+    check_table("--params", settings.params)
+    if settings.params is not None:
+        read_table(settings.params, ("path",))
 
 
 def check_table(option: str, value: str | Path | None, word: str = "") -> None:

@@ -120,7 +120,7 @@ def rank(*sources: Any, **settings: Any) -> RankResult:
     """
     chosen = settings_of(RankSettings, settings)
     from lidar_cli.api.sources import read_sources
-    from lidar_cli.ranking.oracle import check_tables, compare_with_oracle
+    from lidar_cli.ranking.oracle import compare_with_oracle
     from lidar_cli.ranking.paths import select
     from lidar_cli.ranking.session import rank_directory, toy_data_note
     from lidar_cli.report.ranking import View
@@ -131,7 +131,6 @@ def rank(*sources: Any, **settings: Any) -> RankResult:
     arrays = [one for one in given if not isinstance(one, Path)]
     selection = select(paths, chosen)
     check_rank(selection, chosen)
-    check_tables(chosen)
     oracle = None
     with _collected() as progress:
         ranking = rank_directory(selection, chosen, progress, arrays)

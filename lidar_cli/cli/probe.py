@@ -56,8 +56,7 @@ def probe(
         check_embeddings(path, "probe")
     status = 0
     if files:
-        options = " --views rotations" if settings.pretext else ""
-        files, status = usable_embeddings(files, "probe", options)
+        files, status = usable_embeddings(files, "probe", settings.pretext is not None)
         if not files and not csv:  # whose header needs the reports
             if json:
                 write_results("[]")

@@ -109,12 +109,11 @@ def _rank(
 
     shown: the values of --columns, --all and --verbose.
     """
-    from lidar_cli.ranking.oracle import check_tables, compare_with_oracle, hyperparameters_for_page
+    from lidar_cli.ranking.oracle import compare_with_oracle, hyperparameters_for_page
     from lidar_cli.ranking.session import rank_together, with_runs
     from lidar_cli.report import ranking as report
     from lidar_cli.report.progress import Terminal
 
-    check_tables(settings)
     view = report.View(*shown, settings.top, settings.per_run)
     oracle, parameters, paged = None, {}, None
     rank_info = read_rank_info()

@@ -141,6 +141,47 @@ def read_table(path: Path, needed: Sequence[str]) -> Table:
     )
 
 
+def accuracies_of(table: Table) -> tuple[dict[str, float], str]:
+    """Accuracies between 0 and 1, by the path of their line, and how they were read.
+
+    They are percent if one of them has a % or exceeds 1. An export may have none for a run.
+    Raises InputError for a text that is no number, and for a number out of range.
+    """
+    numbers: dict[str, float] = {}
+    is_percent = False
+    for row in table.rows:
+        text = row["accuracy"]
+        if table.layout and text.lower() in EMPTY:
+            continue
+        try:
+            numbers[row["path"]] = float(text.removesuffix("%"))
+        except ValueError as error:
+            raise InputError(
+                f"{table.path}: {row['path'][:100]}: accuracy {text[:50]!r} is not a number"
+            ) from error
+        is_percent |= text.endswith("%") or numbers[row["path"]] > 1
+    for path, number in numbers.items():
+        if not 0 <= number <= (100 if is_percent else 1):
+            raise InputError(
+                f"{table.path}: {path[:100]}: accuracy {number:g}; expected 0 to 1, or 0 to 100 %"
+            )
+    scale, unit = (100, "percent") if is_percent else (1, "shares of 1")
+    method = ", ".join(filter(None, [table.origin(), f"read as {unit}"]))
+    return {path: number / scale for path, number in numbers.items()}, method
+
+
+def groups_of(table: Table) -> dict[str, str]:
+    """The group of each sample, by its id. Raises InputError for a sample in two groups."""
+    groups: dict[str, str] = {}
+    for row in table.rows:
+        if groups.setdefault(row["id"], row["group"]) != row["group"]:
+            raise InputError(
+                f"{table.path}: the sample {row['id'][:100]!r} is in two groups",
+                code="sample-in-two-groups",
+            )
+    return groups
+
+
 def _layout(columns: Sequence[str]) -> Layout:
     """What the headings show that a file is."""
     plain = set(map(_plain, columns))

@@ -14,7 +14,6 @@ import torch
 
 from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.models.user_module import source
-from lidar_cli.checkpoints.shapes.inner import names_of
 from lidar_cli.checkpoints.shapes.spec import BY_USER, PIXEL_STATS, Assumed, CheckpointDescription
 from lidar_cli.core.dense import MOST_IMAGES
 from lidar_cli.data.dataset import Samples, parse_bands
@@ -88,29 +87,6 @@ def identity(provenance: dict[str, Any]) -> dict[str, Any]:
     }
     fields["embedding_revision"] = revision_of(provenance)
     return fields
-
-
-def choose_layers(option: str, available: Sequence[str]) -> list[str]:
-    """The layers that `--layer` names; auto means the projector if there is one, else the backbone.
-
-    Raises CheckpointError for a layer that is not available.
-    """
-    if option == "auto":
-        option = "projector" if "projector" in available else "backbone"
-    names = names_of(option)
-    for name in names:
-        if name == PATCHES and name not in available:
-            raise CheckpointError(
-                "no patch tokens in this checkpoint's backbone, as a Vision Transformer has: "
-                f"use --layer {available[0]}",
-                code="no-patches",
-            )
-        if name not in available:
-            raise CheckpointError(
-                f"no layer {name!r} in this checkpoint; it has {', '.join(available)}: "
-                f"use --layer {available[0]}"
-            )
-    return list(dict.fromkeys(names))
 
 
 def choose_recipe(settings: SampleSettings, description: CheckpointDescription) -> Recipe:
@@ -388,17 +364,14 @@ def _layer_widths(
     settings: EmbedSettings, description: CheckpointDescription, recipe: Recipe
 ) -> dict[str, int]:
     """Layer to embed -> its width. Raises CheckpointError."""
-    available = dict(description.widths)
-    if description.token_width is not None:
-        available[PATCHES] = description.token_width
-    layers = choose_layers(settings.layer, list(available))
-    if PATCHES in layers and recipe.masks is not None:
+    widths = description.widths_of(settings.layer)
+    if PATCHES in widths and recipe.masks is not None:
         raise CheckpointError(
             f"the views {recipe.name} hide patches, from whose tokens --layer {PATCHES} draws; "
             "choose views without masks, such as --views simclr",
             code="masked-patches",
         )
-    return {layer: width for layer, width in available.items() if layer in layers}  # by depth
+    return widths
 
 
 def _origin(description: CheckpointDescription, settings: EmbedSettings) -> dict[str, Any]:

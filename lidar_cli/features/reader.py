@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lidar_cli.errors import FeatureFileError, Unresumable, shortened
+from lidar_cli.errors import FeatureFileError, InputError, Unresumable, shortened
 from lidar_cli.features.arrays import AS_IT_IS, ArrayForm, as_embeddings, choose_array
 from lidar_cli.features.embeddings import (
     Chunk,
@@ -89,6 +89,22 @@ def read_labels(path: Path) -> np.ndarray | None:
     with open_hdf5(path) as file:
         provenance_of(file)
         return file.read_all("samples/label") if "samples/label" in file.arrays else None
+
+
+def labels_to_probe(path: Path) -> np.ndarray:
+    """Class numbers [N], -1 unknown. Raises InputError if the file has none, FeatureFileError."""
+    labels = read_labels(path)
+    if labels is None:
+        raise InputError(
+            f"{path}: holds no labels, so it cannot be probed; extract it from data with classes, "
+            "such as a folder with a subfolder a class",
+            code="no-labels",
+        )
+    if labels.ndim != 1 or labels.dtype.kind != "i":
+        raise FeatureFileError(
+            f"{path}: damaged: labels are {labels.dtype} {labels.shape}; extract it again"
+        )
+    return labels
 
 
 def read_names(path: Path) -> Names:

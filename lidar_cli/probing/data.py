@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lidar_cli.errors import FeatureFileError, InputError
 from lidar_cli.features.embeddings import Embeddings
-from lidar_cli.features.reader import read_hdf5, read_labels
+from lidar_cli.features.reader import read_hdf5, labels_to_probe
 from lidar_cli.views.recipes import QUARTER_TURNS
 
 TEST_SHARE = 0.2  # of a single file
@@ -175,18 +175,8 @@ def open_turned(
 
 
 def _labels(path: Path) -> Tensor:
-    """Class numbers [N], -1 unknown. Raises InputError if the file has none."""
-    labels = read_labels(path)
-    if labels is None:
-        raise InputError(
-            f"{path}: holds no labels, so it cannot be probed; extract it from data with classes, "
-            "such as a folder with a subfolder a class"
-        )
-    if labels.ndim != 1 or labels.dtype.kind != "i":
-        raise FeatureFileError(
-            f"{path}: damaged: labels are {labels.dtype} {labels.shape}; extract it again"
-        )
-    return torch.from_numpy(labels.astype("int64"))
+    """Class numbers [N], -1 unknown. Raises as `labels_to_probe`."""
+    return torch.from_numpy(labels_to_probe(path).astype("int64"))
 
 
 def _labelled(labels: Tensor) -> Tensor:

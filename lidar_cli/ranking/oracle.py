@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lidar_cli.data.tables import EMPTY, Table, Unmatched, match, read_table
+from lidar_cli.data.tables import Table, Unmatched, accuracies_of, match, read_table
 from lidar_cli.errors import InputError
 from lidar_cli.probing.run import ProbeResult, probe_files
 from lidar_cli.ranking.correlation import Correlation, correlate
@@ -65,17 +65,6 @@ class Oracle:
     few_labels: FewLabels | None = None  # with --labels-per-class, of which accuracies are means
 
 
-def check_tables(settings: RankSettings) -> None:
-    """Raise InputError for a table of --oracle or --params that cannot be used.
-
-    Called before any work, so that a mistyped name is reported at once.
-    """
-    if settings.oracle not in (None, PROBE):
-        _read_accuracies(read_table(Path(settings.oracle or ""), ("path", "accuracy")))
-    if settings.params is not None:
-        read_table(settings.params, ("path",))
-
-
 def compare_with_oracle(
     ranking: Ranking, settings: RankSettings, progress: Progress | None = None
 ) -> Oracle:
@@ -96,7 +85,7 @@ def compare_with_oracle(
     else:
         table = read_table(Path(settings.oracle), ("path", "accuracy"))
         table, lines, unmatched = _matched(table, rows, ranking)
-        shares, method = _read_accuracies(table)
+        shares, method = accuracies_of(table)
         accuracies = {
             path: shares[line["path"]] for path, line in lines.items() if line["path"] in shares
         }
@@ -261,35 +250,6 @@ def _matched(
         f"below {ranking.directory}",
         code="no-line-matches",
     )
-
-
-def _read_accuracies(table: Table) -> tuple[dict[str, float], str]:
-    """Accuracies between 0 and 1, by the path of their line, and how they were read.
-
-    They are percent if one of them has a % or exceeds 1. An export may have none for a run.
-    Raises InputError for a text that is no number, and for a number out of range.
-    """
-    numbers: dict[str, float] = {}
-    is_percent = False
-    for row in table.rows:
-        text = row["accuracy"]
-        if table.layout and text.lower() in EMPTY:
-            continue
-        try:
-            numbers[row["path"]] = float(text.removesuffix("%"))
-        except ValueError as error:
-            raise InputError(
-                f"{table.path}: {row['path'][:100]}: accuracy {text[:50]!r} is not a number"
-            ) from error
-        is_percent |= text.endswith("%") or numbers[row["path"]] > 1
-    for path, number in numbers.items():
-        if not 0 <= number <= (100 if is_percent else 1):
-            raise InputError(
-                f"{table.path}: {path[:100]}: accuracy {number:g}; expected 0 to 1, or 0 to 100 %"
-            )
-    scale, unit = (100, "percent") if is_percent else (1, "shares of 1")
-    method = ", ".join(filter(None, [table.origin(), f"read as {unit}"]))
-    return {path: number / scale for path, number in numbers.items()}, method
 
 
 def _compare_group(

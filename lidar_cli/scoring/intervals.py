@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS, Metric
-from lidar_cli.data.tables import read_table
+from lidar_cli.data.tables import groups_of, read_table
 from lidar_cli.errors import InputError
 from lidar_cli.features.embeddings import Embeddings, Names
 
@@ -242,13 +242,7 @@ class Grouping:
         self._groups: dict[str, str] | None = None
         if source == LABELS:
             return
-        self._groups = {}
-        for row in read_table(Path(source), ("id", "group")).rows:
-            if self._groups.setdefault(row["id"], row["group"]) != row["group"]:
-                raise InputError(
-                    f"{source}: the sample {row['id'][:100]!r} is in two groups",
-                    code="sample-in-two-groups",
-                )
+        self._groups = groups_of(read_table(Path(source), ("id", "group")))
 
     def of(self, embeddings: Embeddings) -> Tensor:
         """The group of each sample of a layer [N], as a number. Raises as `of_names`."""

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from make import checkpoint, image_folder
 
+import lidar_cli
+
 
 @dataclass(frozen=True)
 class Mistake:
@@ -113,6 +115,13 @@ MISTAKES = (
     Mistake("extract ckpt.pt --branch teacher", 3, "teacher"),
     Mistake("extract ckpt.pt --assume heads=3", 2, "nothing in it has heads; leave it out"),
     Mistake("probe cut.h5", 3, "cut.h5: cannot be opened"),
+    Mistake("probe unlabelled.h5", 3, "a folder with a subfolder a class"),
+    Mistake("probe --train unlabelled.h5 --test unlabelled.h5", 3, "a folder with a subfolder a"),
+    Mistake("extract ckpt.pt --layer predictor", 3, "use --layer backbone"),
+    Mistake("extract ckpt.pt --layer patches", 3, "use --layer backbone"),
+    Mistake("rank runs/ --oracle wrong.csv", 3, "accuracy 'high' is not a number"),
+    Mistake("rank runs/ --oracle acc.csv --params bad.toml", 3, "no column 'path'"),
+    Mistake("score z.npy --confidence 0.9 --groups twice.csv", 3, "'1' is in two groups"),
     Mistake("compare ckpt.pt cut.h5", 3, "cut.h5: cannot be opened"),
     Mistake("compare acc.csv ckpt.pt", 3, "a text file; expected"),
     Mistake("compare empty ckpt.pt", 3, "empty: no checkpoint in it"),
@@ -139,6 +148,8 @@ def make_workplace(folder: Path) -> None:
     (folder / "unknown.toml").write_text("n_sample = 3\n")
     image_folder(folder / "photos", 4)
     (folder / "acc.csv").write_text("path,accuracy\n")
+    (folder / "wrong.csv").write_text("path,accuracy\nlast.ckpt,high\n")
+    (folder / "twice.csv").write_text("id,group\n1,a\n1,b\n")
     (folder / "page.pt").write_text("<!DOCTYPE html>\n<html></html>\n")
     (folder / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     (folder / "empty").mkdir()
@@ -150,5 +161,6 @@ def make_workplace(folder: Path) -> None:
     (folder / "cut.npz").write_bytes((folder / "z.npz").read_bytes()[:-30])
     with h5py.File(folder / "z.h5", "w") as file:
         file["z"] = np.zeros((4, 3, 2))
+    lidar_cli.write_features(folder / "unlabelled.h5", clean=np.zeros((2, 2), np.float32))
     (folder / "cut.h5").write_bytes((folder / "z.h5").read_bytes()[:1000])
     (folder / "link.pt").symlink_to("gone.pt")

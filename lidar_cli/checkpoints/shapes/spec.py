@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
-from lidar_cli.checkpoints.shapes.inner import InnerLayer
-from lidar_cli.errors import SettingsError, nearest
+from lidar_cli.checkpoints.shapes.inner import InnerLayer, names_of
+from lidar_cli.errors import CheckpointError, SettingsError, nearest
+from lidar_cli.settings import PATCHES
 from lidar_cli.views.recipes import pixel_statistics
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -323,6 +324,32 @@ class CheckpointDescription:
     masks: tuple[str, ...] = ()  # mask rules that its embedding supports, see views/masks.py
     inner: Mapping[str, InnerLayer] = field(default_factory=dict)  # those of `widths` in a backbone
     stand_ins: tuple[str, ...] = ()  # foreign names in the file, neither imported nor run
+
+    def widths_of(self, option: str) -> dict[str, int]:
+        """The layers that `--layer` names, by depth, and the length of their embeddings.
+
+        auto means the projector if there is one, else the backbone.
+        Raises CheckpointError for a layer that the checkpoint has not.
+        """
+        available = dict(self.widths)
+        if self.token_width is not None:
+            available[PATCHES] = self.token_width
+        if option == "auto":
+            option = "projector" if "projector" in available else "backbone"
+        names = names_of(option)
+        for name in names:
+            if name == PATCHES and name not in available:
+                raise CheckpointError(
+                    "no patch tokens in this checkpoint's backbone, as a Vision Transformer has: "
+                    f"use --layer {next(iter(available))}",
+                    code="no-patches",
+                )
+            if name not in available:
+                raise CheckpointError(
+                    f"no layer {name!r} in this checkpoint; it has {', '.join(available)}: "
+                    f"use --layer {next(iter(available))}"
+                )
+        return {name: width for name, width in available.items() if name in names}
 
     @property
     def assumed_text(self) -> str:
