@@ -387,7 +387,8 @@ def test_checkpoints_meet_in_the_cache_of_a_ranking(here: Path, images: Path, li
     done = lidar("compare", "runs/one", "runs/two", "--json")
     assert metrics(done) == asked  # without settings, what is stored of both
     assert done.stderr == (
-        f"compared on stored embeddings of {images}, n = {IMAGES}, q = 4; for others give --data\n"
+        f"compared on stored embeddings of {images}, n = {IMAGES}, q = 4, seed 0, simclr views, "
+        "24 px; for others give --data\n"
     )
     for name, one in asked.items():
         values = [rows[each]["metrics"][name] for each in ("one", "two")]
@@ -400,6 +401,7 @@ def test_checkpoints_meet_in_the_cache_of_a_ranking(here: Path, images: Path, li
     shutil.copy(next(Path("runs/.lidar").glob("*.h5")), "apart.h5")
     apart = lidar("compare", "apart.h5", "runs/two", "--json")
     assert apart.returncode == 0, apart.stderr
+    assert metrics(lidar("compare", "apart.h5", "runs/two", "-q", 4, "--json")) == metrics(apart)
     # One that no ranking has is not compared on other images.
     checkpoint(here / "runs/new.pt", 7)
     done = lidar("compare", "runs/new.pt", "runs/two")
@@ -416,10 +418,13 @@ def test_checkpoints_meet_in_the_cache_of_a_ranking(here: Path, images: Path, li
     given = ("-n", IMAGES, "-q", 4, "--image-size", 24, "--views", "simclr", "--json")
     assert metrics(lidar("compare", "runs/one", "runs/two", *given)) == asked
     # Without --data these would be toy pictures, which the user has not asked for.
+    assert lidar("rank", "runs", "--data", "embedded", "-n", 12, "-q", 3).returncode == 0
     files = set(Path("runs/.lidar").iterdir())
-    done = lidar("compare", "runs/one", "runs/two", "-n", 20, "-q", 3)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert f"was embedded with those of {images}; add --data {images}, or --data em" in done.stderr
+    for others in (("-n", 12), ("-q", 4, "--seed", 1), ("-q", 3)):
+        done = lidar("compare", "runs/one", "runs/two", *others)
+        assert (done.returncode, done.stdout) == (2, "")
+        question = f"was embedded with those of {images}; add --data {images}, or --data em"
+        assert question in done.stderr
     assert set(Path("runs/.lidar").iterdir()) == files
     shutil.rmtree("runs/.lidar")
     again = metrics(lidar("compare", "runs/two", "runs/one", *small, "--json"))

@@ -409,6 +409,9 @@ def test_noise_is_a_caution_unless_delta_or_a_constant_explains_it() -> None:
     assert advice.command.endswith("--delta 1e-09")
     assert "But delta = 0.0001 outweighs the variation between views" in verdict(large)
     assert "delta" not in verdict(noisy)
+    for share, ends in ((0.999, ["1e-10"]), (0.99999, [])):  # where rounding would decide
+        commands = [one.command for one in said(ranked(scored("a", 9.0, ridge_share=share)))]
+        assert [command.split()[-1] for command in commands] == ends
     common = {"n": 60, "q": 4, "d": 181}  # directions without noise, however small delta is
     few = replace(large, groups=tuple(replace(g, common=g.common | common) for g in large.groups))
     assert not any("delta" in one.text for one in said(few))
@@ -417,10 +420,23 @@ def test_noise_is_a_caution_unless_delta_or_a_constant_explains_it() -> None:
 def test_retrieval_of_few_views_is_a_caution() -> None:
     few = replace(ranked(scored("a", 9.0), scored("b", 8.0)), by=METRICS["retrieval"])
     (advice,) = said(few)
-    assert advice.text.startswith("q = 4 views are few for retrieval")
+    assert advice.text.startswith(
+        "retrieval is computed at q = 4: our study advises it from q = 10"
+    )
     assert advice.command == "lidar rank '' -q 10"
-    common = few.groups[0].common | {"q": 10}
-    assert not said(replace(few, groups=(replace(few.groups[0], common=common),)))
+
+    def with_common(**changes: Any) -> list[Advice]:
+        group = few.groups[0]
+        return said(replace(few, groups=(replace(group, common=group.common | changes),)))
+
+    assert not with_common(q=10)
+    for changes in (
+        {"views": {"name": "rotations", "quarter_turns": True}},
+        {"numbers of views": {"fewest": 2, "most": 9, "rows": 300}},
+    ):  # the number of views of an image is not to be chosen
+        (text,) = with_common(**changes)
+        assert not text.command
+    assert "It takes embeddings of q = 10." in said(replace(few, is_of_arrays=True))[0].text
 
 
 def test_several_cautions_have_one_command() -> None:

@@ -327,13 +327,13 @@ def check_rank(selection: Selection, settings: RankSettings) -> None:
     if len(paths) == 1 and paths[0].is_file() and not settings.watch:  # which it may complete
         check_checkpoint(paths[0], "rank")
     check_order(settings, "--race" if settings.race else "--watch" if settings.watch else "")
-    check_accuracies(settings)
     for option in ("jsonl", "tensorboard"):
         path = getattr(settings, option)
         if path is not None and not is_stream(path):
             check_folder(f"--{option}", path)
     if paths and not settings.watch:  # which may find files later
         check_any(selection)
+    check_accuracies(settings)
 
 
 def parse_columns(text: str | None, layer: str) -> tuple[str, ...] | None:

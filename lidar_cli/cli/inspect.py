@@ -67,8 +67,8 @@ def inspect(
             raise
         except LidarError as error:
             status = error.exit_status
-            whose = " (which extract and rank take)" if "--model" in str(error) else ""
-            write_remark(f"error: {error}{whose}")
+            is_advised = str(error).endswith("with --model")
+            write_remark(f"error: {error}{', which extract and rank take' if is_advised else ''}")
         except (MemoryError, RecursionError) as error:
             status = LidarError.exit_status
             write_remark(f"error: {file}: {first_line(error)}")

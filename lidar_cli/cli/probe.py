@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lidar_cli.api.checks import check_embeddings, usable_embeddings
+from lidar_cli.api.checks import check_embeddings, check_exists, usable_embeddings
 from lidar_cli.cli.options import Csv, Json, form_of, option, with_settings, write_form
 from lidar_cli.configuration import parse_rates
 from lidar_cli.errors import SettingsError
@@ -52,7 +52,10 @@ def probe(
             code="pretext-pair",
         )
     check_device_name(settings.device)
-    for path in [*(train or []), *(test or [])]:
+    pairs = [*(train or []), *(test or [])]
+    for path in pairs:
+        check_exists(path, "no such file")
+    for path in pairs:
         check_embeddings(path, "probe")
     status = 0
     if files:

@@ -30,7 +30,7 @@ class CacheLimits:
 
     @classmethod
     def of(cls, option: str, device: torch.device, folder: Path) -> CacheLimits:
-        """The limits that `--view-memory` sets, unless that is 0, which disables the cache.
+        """The limits that `--view-memory` sets. At 0 the caller makes no cache.
 
         auto limits each to a share of what is free; a size limits main memory, and device memory
         and the disk of `folder` are limited as by auto. Raises SettingsError if the option is no

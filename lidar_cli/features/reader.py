@@ -92,7 +92,10 @@ def read_labels(path: Path) -> np.ndarray | None:
 
 
 def labels_to_probe(path: Path) -> np.ndarray:
-    """Class numbers [N], -1 unknown. Raises InputError if the file has none, FeatureFileError."""
+    """Class numbers [N], -1 unknown.
+
+    Raises InputError if the file has none, FeatureFileError if it is damaged.
+    """
     labels = read_labels(path)
     if labels is None:
         raise InputError(

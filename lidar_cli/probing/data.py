@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lidar_cli.errors import FeatureFileError, InputError
 from lidar_cli.features.embeddings import Embeddings
-from lidar_cli.features.reader import read_hdf5, labels_to_probe
+from lidar_cli.features.reader import labels_to_probe, read_hdf5
 from lidar_cli.views.recipes import QUARTER_TURNS
 
 TEST_SHARE = 0.2  # of a single file

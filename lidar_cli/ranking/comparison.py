@@ -58,6 +58,14 @@ OPTIONS = {  # option -> the entry of a provenance with its value
     "--image-size": "image_size",
     "--bands": "bands",
 }
+NOTED = {  # entry of a provenance -> how the note of stored embeddings names it
+    "data": "{}",
+    "n_samples": "n = {}",
+    "n_views": "q = {}",
+    "seed": "seed {}",
+    "views": "{} views",
+    "image_size": "{} px",
+}
 # Settings that do not determine embeddings, or that stored embeddings are selected by.
 OF_THE_RUN = ("device", "batch_size", "workers", "compile", "layer", "data_dir")
 
@@ -271,7 +279,11 @@ def _sources(
         both = [sorted(_stored(session, side, layer), reverse=True) for side in sides]
         named = [one for of_side in both for one in of_side[:1] if one.is_named]
         a, b = (
-            [one for one in of_side if isinstance(side, FeatureFile) or _may_replace(one, given)]
+            [
+                one
+                for one in of_side
+                if isinstance(side, FeatureFile) or not given or _is_as_given(one, session, given)
+            ]
             for side, of_side in zip(sides, both, strict=True)
         )
         pair = _comparable_pair(session, a, b, layer)
@@ -310,10 +322,14 @@ def _comparable_pair(
     for a, b in product(of_first, of_second):
         first, second = (_open(one.path, layer, session.settings) for one in (a, b))
         if not _differing(session, first, second):
+            values = _recorded(a.provenance)
+            facts = [
+                text.format(values[name])
+                for name, text in NOTED.items()
+                if values[name] is not None
+            ]
             session.progress.note(
-                f"compared on stored embeddings of {a.provenance.get('data')}, "
-                f"n = {a.provenance.get('n_samples')}, q = {a.provenance.get('n_views')}; "
-                "for others give --data"
+                f"compared on stored embeddings of {', '.join(facts)}; for others give --data"
             )
             return first, second
     return None
@@ -359,14 +375,15 @@ def _options(provenance: dict[str, Any]) -> list[str]:
     ]
 
 
-def _may_replace(stored: _Stored, given: Mapping[str, object]) -> bool:
-    """Whether stored embeddings are what the settings given ask for: of those images, if any.
+def _is_as_given(stored: _Stored, session: Session, given: Mapping[str, object]) -> bool:
+    """Whether embeddings of the user's data have the settings given, and the seed.
 
-    The embedded images are only for a user who gives no setting.
+    A seed that is given may be the default, which `given` leaves out.
     """
-    values = _recorded(stored.provenance)
-    has_all = all(name in values and values[name] == value for name, value in given.items())
-    return has_all and (stored.is_named or not given)
+    values, wanted = _recorded(stored.provenance), {"seed": session.settings.seed, **given}
+    return stored.is_named and all(
+        name in values and values[name] == value for name, value in wanted.items()
+    )
 
 
 def _recorded(provenance: dict[str, Any]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def _probes(session: Session, tasks: Sequence[Task]) -> tuple[Session, Scorer, l
 def _measure(session: Session, scorer: Scorer, tasks: Sequence[Task]) -> tuple[float, int] | None:
     """Seconds to embed the tasks, and bytes of memory, from a batch of each architecture."""
     measured: dict[str, Measured] = {}
-    drawn: set[Views] = set()
+    drawn: dict[Views, int] = {}  # how many samples' views are drawn, and shared
     seconds = 0.0
     for task in tasks:
         layout = task.plan.layout
@@ -141,11 +141,11 @@ def _measure(session: Session, scorer: Scorer, tasks: Sequence[Task]) -> tuple[f
                 continue
         is_stored = session.settings.store
         stored = scorer.cache.count_of_fewer(task, session.samples) if is_stored else 0
-        one = measured[key]
-        each = one.seconds - (one.drawing if task.plan.views in drawn else 0.0)
-        seconds += each * (layout.n_clean - stored)
+        one, missing = measured[key], layout.n_clean - stored
+        shared = min(missing, drawn.get(task.plan.views, 0))
+        seconds += one.seconds * missing - one.drawing * shared
         if scorer.can_share_views:
-            drawn.add(task.plan.views)
+            drawn[task.plan.views] = max(missing, drawn.get(task.plan.views, 0))
     if not measured:
         return None
     return seconds, max(one.memory for one in measured.values())

@@ -159,7 +159,7 @@ class Scorer:
 
     @property
     def can_share_views(self) -> bool:
-        """Whether a view that several checkpoints see is drawn once for all of them."""
+        """Whether a view that several checkpoints see is drawn once, if there is room for it."""
         allowed = view_memory(self._settings.view_memory) != 0
         return allowed and not isinstance(self._samples, Items)
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # these load timm, which `lidar score` does not need
 
 NAMED = 2  # tied checkpoints that a sentence names
 LEAST_DELTA = 1e-10  # below it, rounding decides
-# Few directions have less view noise than this share of the mean of all.
+# Hardly any direction has less view noise than this share of the mean of all.
 SPREAD = 0.01
 RETRIEVAL_VIEWS = 10  # from which on the study advises retrieval
 LABELS = 5  # images a class that the advice to use labels names
@@ -531,8 +531,17 @@ def _more_images(text: str, n: int, group: Group, ranking: Ranking) -> Advice:
 def _embedded_with(
     text: str, group: Group, ranking: Ranking, n: int | None = None, q: int | None = None
 ) -> Advice:
-    """Advice of another n or q: a command, except for feature files, which are extracted."""
-    if any(Path(row.path) == Path(row.score.file) for row in group.rows):
+    """Advice of another n or q: a command, except for files of embeddings.
+
+    Where the recipe or the data decide on the number of views, there is none to advise.
+    """
+    views = group.common["views"] or {}
+    if q and (views.get("quarter_turns") or group.common.get("numbers of views")):
+        return Advice(text)
+    if ranking.is_of_arrays:
+        return Advice(f"{text} It takes embeddings of {f'n = {n}' if n else f'q = {q}'}.")
+    others = [row for row in group.rows if row.path not in ranking.checkpoints]
+    if any(Path(row.path) == Path(row.score.file) for row in others):
         option = f"-n {n}" if n else f"-q {q}"
         return Advice(f"{text} Extract the feature files again with {option}.")
     changes = {"n_samples": n} if n else {"n_views": q}
@@ -541,11 +550,10 @@ def _embedded_with(
 
 def _few_views(group: Group, ranking: Ranking) -> Iterator[Advice]:
     """Retrieval has a negative rank correlation in a group of the study, at few views."""
-    q = group.common["q"]
-    if ranking.by.name == "retrieval" and q < RETRIEVAL_VIEWS:
+    if ranking.by.name == "retrieval" and mean_views(group.common) < RETRIEVAL_VIEWS:
         text = (
-            f"q = {q_text(group.common)} views are few for retrieval: from q = {RETRIEVAL_VIEWS} "
-            "on it orders no group of our study the wrong way round."
+            f"retrieval is computed at q = {q_text(group.common)}: our study advises it from q = "
+            f"{RETRIEVAL_VIEWS} on, where it orders no group the wrong way round."
         )
         yield _embedded_with(text, group, ranking, q=RETRIEVAL_VIEWS)
 
@@ -568,9 +576,11 @@ def _smaller_delta(group: Group, ranking: Ranking) -> Iterator[Advice]:
         return
     n, q, d = group.common["n"], mean_views(group.common), group.common["d"]
     largest, delta = min(max(shares), 1 - 1e-9), group.common["delta"]
-    least_variance = SPREAD * delta * (1 - largest) / largest
-    smaller = max(0.01 * least_variance, LEAST_DELTA)
-    if n * (q - 1) < d or smaller >= delta:  # directions without noise need delta, whatever it is
+    negligible = 0.01 * delta * (1 - largest) / largest
+    smaller = max(SPREAD * negligible, LEAST_DELTA)
+    if n * (q - 1) < d:  # directions without noise need delta, whatever it is
+        return
+    if negligible < LEAST_DELTA or smaller >= delta:
         return
     changes = {"delta": f"{10.0 ** math.floor(math.log10(smaller)):g}"}
     yield Advice(
