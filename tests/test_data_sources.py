@@ -379,6 +379,7 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NDArray[np.uint8]:
 
 def test_a_torchvision_set(tmp_path: Path, cifar: NDArray[np.uint8]) -> None:
     samples = opened("torch/cifar10", 5, data_dir=tmp_path)
+    assert samples.image_size == 32
     assert samples.labels is not None
     for i, name in enumerate(samples.ids):
         assert np.array_equal(samples.decode(i).numpy(), cifar[int(name.rpartition("/")[2])])
@@ -425,6 +426,7 @@ def test_a_torchvision_set_by_its_class_name(
     tmp_path: Path, fashion: NDArray[np.uint8], name: str
 ) -> None:
     samples = opened(f"torch/{name}", 6, data_dir=tmp_path)
+    assert samples.image_size == 28
     assert samples.labels is not None
     for i, sample in enumerate(samples.ids):
         index = int(sample.rpartition("/")[2])
@@ -465,6 +467,7 @@ def test_a_torchvision_set_with_splits_of_its_own(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(crop(i, *size(i)), "PPM"))
     samples = opened("torch/gtsrb", 6, data_dir=tmp_path)
+    assert samples.image_size is None
     assert samples.labels is not None
     images = {crop(i, *size(i)).tobytes(): i for i in range(6)}
     actual = [images[image.tobytes()] for image in decoded(samples)]

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from lidar_cli.ranking.order import Row
 from lidar_cli.ranking.race import bonferroni_level, eliminated, looks_of, race_directory
 from lidar_cli.ranking.scorer import concerns_every_checkpoint
 from lidar_cli.ranking.session import rank_directory
+from lidar_cli.report.race import result_text
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.intervals import Interval
@@ -208,6 +210,11 @@ def test_a_ranking_after_a_race_goes_on_where_it_ended(runs: Path, tmp_path: Pat
     assert [(row.path, row.value) for row in after.groups[0].rows] == [
         (row.path, row.value) for row in fresh.groups[0].rows
     ]
+    assert "constant" not in result_text(race)
+    first, *others = race.winners
+    flat = replace(first.score, values={**first.score.values, "normalized_std": 0.01})
+    race = replace(race, winners=(replace(first, score=flat), *others))
+    assert f"But the embedding of {race.name(first.path)} is constant" in result_text(race)
 
 
 class Replacing(Progress):

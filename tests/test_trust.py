@@ -23,6 +23,7 @@ from lidar_cli.ranking.session import Ranking
 from lidar_cli.ranking.trust import (
     BOUNDS,
     CHECKS,
+    COLLAPSED_FIRST,
     DOUBTS,
     Bounds,
     Facts,
@@ -67,6 +68,7 @@ def test_facts_without_a_reason_are_believed() -> None:
     ("changed", "code", "words"),
     [
         ({"untrained": (3.0, 7.5)}, "below-untrained", "an untrained network has a better lidar"),
+        ({"is_collapsed": True}, "collapsed", "the first checkpoint is constant or nearly so"),
         ({"tied": 7}, "all-tied", "lidar cannot separate any checkpoint from the first"),
         (
             {"merits": (*RISING[:3], *[None] * 5), "tied": 1, "untrained": ()},
@@ -162,7 +164,10 @@ def test_merits_are_higher_for_the_better() -> None:
 
 def test_the_explanation_names_every_code_and_bound() -> None:
     text = explain("trust")
-    assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == [*DOUBTS]
+    assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == [
+        COLLAPSED_FIRST.code,
+        *DOUBTS,
+    ]
     assert f"less than {BOUNDS.degrees:g} d" in text
     assert (BOUNDS.nulls, BOUNDS.agreement, MIN_CHECKPOINTS) == (0.5, 0.4, 8)
     assert "below 0.4, over 8 checkpoints" in text

@@ -20,6 +20,7 @@ from lidar_cli.ranking.joining import Joined, Member, join
 from lidar_cli.ranking.oracle import GroupComparison, Oracle
 from lidar_cli.ranking.order import Group, Row, comparable
 from lidar_cli.ranking.session import Ranking
+from lidar_cli.ranking.trust import facts_of_group, judge
 from lidar_cli.report.dry_run import _joined
 from lidar_cli.report.ranking import tied_text
 from lidar_cli.report.text import command_lines, format_duration, shorten_names
@@ -384,12 +385,24 @@ def test_a_comparison_keeps_those_options_of_a_ranking_that_it_takes() -> None:
     assert comparison_command(ranking, "a", "b") == expected
 
 
-def test_a_constant_embedding_that_wins_is_a_caution() -> None:
-    rows = [scored(name, 9.0 - at, normalized_std=0.0) for at, name in enumerate("ab")]
-    (advice,) = said(ranked(*rows))
-    assert advice.text.startswith("2 of 2 embeddings are constant or nearly so, a too")
+def test_a_constant_embedding_above_another_is_a_caution() -> None:
+    rows = [scored(name, 9.0 - at, normalized_std=0.0) for at, name in enumerate("abc")]
+    (advice,) = said(ranked(*rows[:2]))
+    assert advice.text.startswith(
+        "2 of 2 embeddings are constant or nearly so (normalized_std near 0): a and b; "
+    )
     assert advice.command == "lidar rank '' --by normalized_std"
-    assert not said(ranked(scored("a", 9.0, normalized_std=1.0), rows[1]))
+    best, last = (scored(name, value, normalized_std=1.0) for name, value in (("a", 9.0), ("c", 7)))
+    assert not said(ranked(best, rows[1]))
+    (advice,) = said(ranked(best, rows[1], last))
+    assert advice.text.startswith("1 of 3 embeddings is constant or nearly so (normalized_std near")
+    trusts = [
+        judge(facts_of_group(ranked(*some).groups[0], METRICS[by]))
+        for some, by in ((rows, "lidar"), ((best, rows[1]), "lidar"), (rows, "normalized_std"))
+    ]
+    assert [[one.code for one in trust.reasons] for trust in trusts if trust] == [
+        ["collapsed"], [], []
+    ]  # fmt: skip
 
 
 def test_noise_is_a_caution_unless_delta_or_a_constant_explains_it() -> None:

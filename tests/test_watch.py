@@ -342,7 +342,16 @@ def test_a_run_that_falls_ends_with_status_5(
     assert done.returncode == 5
     assert lines(log)[-1]["drawdown"] == pytest.approx(fall)
     assert done.stderr.splitlines()[-1].startswith(f"ALARM: {lines(log)[-1]['name']}: lidar ")
-    # A collapse has no value, which is more than any fall.
+    # A collapsed embedding has a value still, or none; either is more than any fall.
+    flat = dict(weights)
+    flat["module.projector.3.bias"] = weights["module.projector.3.bias"] + 100
+    torch.save({"epoch": 5, "state_dict": flat}, run / "step=1150.pt")
+    done = watch("--alarm", 100)
+    assert done.returncode == 5
+    assert "is constant or nearly so, so that its lidar" in done.stderr.splitlines()[-1]
+    last = lines(log)[-1]
+    assert last["value"] > 0
+    assert (last["peak"], last["drawdown"], last["collapsed"]) == (peak, None, True)
     dead = {key: 0 * tensor for key, tensor in weights.items()}
     torch.save({"epoch": 5, "state_dict": dead}, run / "step=1200.pt")
     done = watch("--alarm", 100)

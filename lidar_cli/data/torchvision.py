@@ -72,7 +72,14 @@ def torchvision_source(data: str, name: str, settings: SampleSettings) -> Source
             return Candidate(as_text(os.path.relpath(path, root)), label, lambda: read_file(path))
         return Candidate(f"{split}/{index}", label, lambda: read(index))
 
-    return Source(data, map(candidate, shuffled(total, settings.seed)), total)
+    return Source(data, map(candidate, shuffled(total, settings.seed)), total, _side(dataset))
+
+
+def _side(dataset: Any) -> int | None:
+    """The side of all images, of a set that holds them as one array of squares; else None."""
+    shape = tuple(getattr(getattr(dataset, "data", None), "shape", ()))
+    sides = shape[2:] if len(shape) == 4 and shape[1] == 3 else shape[1:3]  # colours first or last
+    return int(sides[0]) if len(sides) == 2 and sides[0] == sides[1] else None
 
 
 def _class_name(data: str, name: str) -> str:

@@ -16,7 +16,7 @@ from lidar_cli.core.metrics import Metric
 from lidar_cli.ranking.correlation import MIN_CHECKPOINTS, spearman
 from lidar_cli.ranking.group_metrics import ORDERS, SECOND_OPINION, agreement, form, parts_of
 from lidar_cli.ranking.order import Group, mean_views
-from lidar_cli.scoring.compute import COLLAPSED, MUCH_NOISE, MUCH_RIDGE, Score
+from lidar_cli.scoring.compute import MUCH_NOISE, MUCH_RIDGE, Score
 
 if TYPE_CHECKING:  # loads timm, which `lidar score` does not need
     from lidar_cli.ranking.baseline import Baseline
@@ -55,6 +55,7 @@ class Facts:
     untrained: merit of `by` for each untrained network of the group, the mean over its seeds; empty
     if none was scored.
     reads_views: whether `by` depends on how well the views determine the within covariance.
+    is_collapsed: whether the embedding of the first checkpoint is constant or nearly so.
     """
 
     by: str
@@ -67,6 +68,7 @@ class Facts:
     second: tuple[str, Merits] | None = None
     untrained: tuple[float, ...] = ()
     reads_views: bool = True
+    is_collapsed: bool = False
 
 
 class Reason(NamedTuple):
@@ -151,6 +153,10 @@ CHECKS: dict[str, Callable[[Facts, Bounds], str | None]] = {
     "view-noise": _view_noise,
     "disagreement": _disagreement,
 }
+# No sign that the study weighs: what is left of a constant embedding is no representation.
+COLLAPSED_FIRST = Reason(
+    "collapsed", "the embedding of the first checkpoint is constant or nearly so"
+)
 # In the study view noise is a weak sign: lidar misleads in 57 % of the groups where it applies and
 # in 50 % of all. It concerns lidar alone; a caution names more views as its cure.
 DOUBTS = tuple(code for code in CHECKS if code != "view-noise")
@@ -164,7 +170,8 @@ def judge(facts: Facts, bounds: Bounds = BOUNDS, codes: Collection[str] = DOUBTS
     if len(facts.merits) < 2:
         return None
     texts = {code: check(facts, bounds) for code, check in CHECKS.items() if code in codes}
-    return Trust(tuple(Reason(code, text) for code, text in texts.items() if text is not None))
+    reasons = [Reason(code, text) for code, text in texts.items() if text is not None]
+    return Trust((*([COLLAPSED_FIRST] if facts.is_collapsed else []), *reasons))
 
 
 def correlation_of_opinions(facts: Facts) -> float | None:
@@ -206,6 +213,7 @@ def facts_of_group(group: Group, by: Metric, baselines: Iterable[Baseline] = ())
         second=_second_opinion(by, [row.score for row in rows]),
         untrained=tuple(-by.sort_key(mean) for mean in means if mean is not None),
         reads_views=by.reads == "lda",
+        is_collapsed=rows[0].score.is_collapsed and by.name != "normalized_std",
     )
 
 
@@ -234,9 +242,7 @@ def view_noise_share(score: Score) -> float | None:
     With a large ridge share delta decides what counts as noise; a constant embedding has no other
     variance.
     """
-    spread = score.normalized_std
-    is_collapsed = spread is not None and spread < COLLAPSED
-    if is_collapsed or (score.ridge_share or 0.0) > MUCH_RIDGE:
+    if score.is_collapsed or (score.ridge_share or 0.0) > MUCH_RIDGE:
         return None
     return score.value("noise_fraction")
 

@@ -48,6 +48,11 @@ class ScoredCheckpoint:
     key: str
 
     @property
+    def is_collapsed(self) -> bool:
+        """Whether the embedding is constant or nearly so, and the metric not one of that."""
+        return self.row.score.is_collapsed and self.by.name != "normalized_std"
+
+    @property
     def settings(self) -> str:
         """A text that is equal for checkpoints whose values are comparable."""
         parts = [self.by.name, self.row.score.epsilon, sorted(comparable(self.row.score).items())]

@@ -13,6 +13,7 @@ from lidar_cli.report.text import (
     console,
     error_console,
     format_with_interval,
+    joined_by_and,
     path_lines,
     print_columns,
     print_wrapped,
@@ -112,9 +113,16 @@ def result_text(race: Race) -> str:
         f"at {race.level:.3g} confidence over all looks, each at its own n ({looks} of {race.n})"
     )
     names = [race.name(row.path) for row in race.winners]
+    collapsed = [race.name(row.path) for row in race.winners if row.score.is_collapsed]
+    caution = ""
+    if collapsed and race.by.name != "normalized_std":
+        caution = (
+            f" But the embedding of {joined_by_and(collapsed)} is constant or nearly so "
+            "(normalized_std near 0): order by that, or leave it out."
+        )
     if len(names) == 1:
-        return f"{names[0]} is best by {race.by.name}, {basis}."
-    return f"No single best by {race.by.name}: one of {', '.join(names)}, {basis}."
+        return f"{names[0]} is best by {race.by.name}, {basis}.{caution}"
+    return f"No single best by {race.by.name}: one of {', '.join(names)}, {basis}.{caution}"
 
 
 def _rows(race: Race, count: int | None) -> list[tuple[int, Row, bool]]:

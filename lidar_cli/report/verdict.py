@@ -34,7 +34,6 @@ from lidar_cli.report.text import (
     joined_by_and,
 )
 from lidar_cli.scoring.compute import (
-    COLLAPSED,
     DEGREES,
     MUCH_NOISE,
     MUCH_RIDGE,
@@ -417,8 +416,8 @@ def cautions(ranking: Ranking) -> list[Advice]:
     Of several groups only the first is considered, and only if it has several checkpoints.
     """
     checks: tuple[Callable[[Group, Ranking], Iterable[Advice]], ...] = (
-        _labels_instead,
         _collapsed,
+        _labels_instead,
         _untrained,
         _no_intervals,
         _few_views,
@@ -489,20 +488,18 @@ def _labels_instead(group: Group, ranking: Ranking) -> Iterator[Advice]:
 
 
 def _collapsed(group: Group, ranking: Ranking) -> Iterator[Advice]:
-    rows = [row for row in group.rows if _is_collapsed(row)]
-    if rows and group.rows[0] in rows:
-        first = f", {ranking.name(rows[0].path)} too" if len(group.rows) > 1 else ""
+    """Constant embeddings, unless all of them are below all others."""
+    rows = [row for row in group.rows if row.score.is_collapsed]
+    others = [row.score.is_collapsed for row in group.rows[: len(group.rows) - len(rows)]]
+    if rows and (not others or any(others)):
+        names = f": {_listed([ranking.name(row.path) for row in rows])}"
         verb = "is" if len(rows) == 1 else "are"
         yield Advice(
-            f"{_of(len(rows), group, 'embedding')} {verb} constant or nearly so{first} "
-            "(normalized_std near 0): other metrics measure what little is left.",
+            f"{_of(len(rows), group, 'embedding')} {verb} constant or nearly so "
+            f"(normalized_std near 0){names if len(group.rows) > 1 else ''}; other metrics measure "
+            "what little is left.",
             ranking_command(ranking, by="normalized_std") if len(group.rows) > 1 else "",
         )
-
-
-def _is_collapsed(row: Row) -> bool:
-    spread = row.score.normalized_std
-    return spread is not None and spread < COLLAPSED
 
 
 def _untrained(group: Group, ranking: Ranking) -> Iterator[Advice]:

@@ -67,7 +67,7 @@ class WatchLog:
         step = step_of(row.path)
         values = self._values.get((run_of(row.path), scored.settings), [])
         earlier = (value for at, value in values if at is None or step is None or at <= step)
-        fall = drawdown(row.value, earlier, scored.by.sort_key)
+        fall = drawdown(None if scored.is_collapsed else row.value, earlier, scored.by.sort_key)
         record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "name": scored.name,
@@ -81,6 +81,7 @@ class WatchLog:
             **value_record(row),
             "peak": fall.peak,
             "drawdown": fall.share,
+            "collapsed": scored.is_collapsed,
             "settings": scored.settings,
             "metrics": metrics_record(row),
         }
@@ -100,8 +101,11 @@ class WatchLog:
         return fall
 
     def _remember(self, record: dict[str, Any]) -> None:
-        """Add the value of a record to those of its run at the same settings."""
-        if record.get("value") is not None:
+        """Add the value of a record to those of its run at the same settings.
+
+        That of a constant embedding is left out, so that it is no peak.
+        """
+        if record.get("value") is not None and not record.get("collapsed"):
             key = (run_of(record["path"]), record.get("settings"))
             self._values.setdefault(key, []).append((record.get("step"), record["value"]))
 
@@ -110,6 +114,11 @@ def alarm_text(scored: ScoredCheckpoint, fall: Drawdown) -> str:
     """The line of --alarm."""
     row, name = scored.row, scored.by.name
     best = f"the best of its run so far is {format_value(fall.peak)}"
+    if fall.is_lost and row.value is not None:
+        return (
+            f"ALARM: the embedding of {scored.name} is constant or nearly so, so that its {name} "
+            f"{format_value(row.value)} means nothing; {best}"
+        )
     if fall.is_lost:
         return f"ALARM: {scored.name} has no {name}, {best}: {row.reason}"
     value = format_with_interval(name, row.value, row.interval)

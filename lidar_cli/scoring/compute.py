@@ -128,6 +128,12 @@ class Score:
             raise AttributeError(f"a score has no {name!r}")
         return self.values[name]
 
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether the embedding is constant or nearly so; False where `normalized_std` is null."""
+        spread: float | None = self.normalized_std
+        return spread is not None and spread < COLLAPSED
+
     def value(self, metric: str) -> float | None:
         """The value of a metric by name; None if it has none, or is of a group not yet formed."""
         value: float | None = self.values.get(metric)
