@@ -29,7 +29,8 @@ from rank_runs import (
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.extraction.run import extract_checkpoint
-from lidar_cli.ranking.order import Row, comparable_groups, noise_warnings, order
+from lidar_cli.ranking.order import Row, comparable_groups, order
+from lidar_cli.ranking.trust import noise_warnings
 from lidar_cli.scoring.compute import Score
 from lidar_cli.settings import ExtractSettings
 
@@ -97,7 +98,8 @@ def test_an_order_by_lidar_that_is_mostly_noise_is_remarked(noisy: int, remarked
     groups = comparable_groups(rows, METRICS["lidar"], 0.95)
     remarks = list(noise_warnings(groups, METRICS["lidar"]))
     assert bool(remarks) is remarked
-    assert all(remark.endswith("more views reduce it: -q 4") for remark in remarks)
+    # 51 : 49 is 2 (51 / 49) (0.75 / 0.25) = 6.2 views for a quarter
+    assert all(remark.endswith("more views reduce it: -q 7") for remark in remarks)
     assert not list(noise_warnings(groups, METRICS["pillai"]))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from lidar_cli.core.metrics import Metric
 from lidar_cli.features.schema import revision_of
 from lidar_cli.ranking.group_metrics import GroupMetric, form_all
 from lidar_cli.ranking.joint_resamples import fixed_parts, intervals_of, resample, tied_with
-from lidar_cli.scoring.compute import MUCH_NOISE, Score
+from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.intervals import Interval, ties
 from lidar_cli.views.recipes import statistics_text
 
@@ -220,20 +220,3 @@ def tied_pairs(rows: Sequence[Row], by: Metric, level: float) -> list[set[int]]:
         for at, others in zip(members, ties(values, influences, by, level), strict=True):
             tied[at] |= {members[other] for other in others}
     return tied
-
-
-def noise_warnings(groups: Iterable[Group], by: Metric) -> Iterator[str]:
-    """A warning for each group whose order by LiDAR mostly reflects view noise."""
-    for group in groups:
-        noisy = [
-            row
-            for row in group.rows
-            if row.score.noise_fraction is not None and row.score.noise_fraction > MUCH_NOISE
-        ]
-        if by.name == "lidar" and 2 * len(noisy) > len(group.rows):
-            score = noisy[0].score
-            yield (
-                f"view noise is more than half of the LDA trace in {len(noisy)} of "
-                f"{len(group.rows)} checkpoints, and lidar counts it as rank; more views reduce it"
-                + ("" if score.view_counts else f": -q {2 * score.n_views}")
-            )

@@ -44,11 +44,11 @@ from lidar_cli.ranking.discover import (
 )
 from lidar_cli.ranking.group_metrics import GroupMetric, find_order
 from lidar_cli.ranking.names import name_below, short_names
-from lidar_cli.ranking.order import Group, Row, comparable_groups, noise_warnings, unranked_row
+from lidar_cli.ranking.order import Group, Row, comparable_groups, unranked_row
 from lidar_cli.ranking.paths import Paths, Selection, select
 from lidar_cli.ranking.runs import Run, find_runs, recorded_positions
 from lidar_cli.ranking.scorer import NOT_SCORED, Scorer, score_features
-from lidar_cli.ranking.trust import Trust, facts_of_group, judge
+from lidar_cli.ranking.trust import Trust, facts_of_group, judge, noise_warnings
 from lidar_cli.runtime.device import (
     MEMORY_SHARE,
     RankInfo,

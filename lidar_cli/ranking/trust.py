@@ -8,8 +8,9 @@ judges all of CHECKS, a ranking those in DOUBTS.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from lidar_cli.core.metrics import Metric
@@ -17,6 +18,7 @@ from lidar_cli.ranking.correlation import MIN_CHECKPOINTS, spearman
 from lidar_cli.ranking.group_metrics import ORDERS, SECOND_OPINION, agreement, form, parts_of
 from lidar_cli.ranking.order import Group, mean_views
 from lidar_cli.scoring.compute import MUCH_NOISE, MUCH_RIDGE, Score
+from lidar_cli.scoring.convergence import LITTLE_NOISE, MOST_VIEWS, round_up, views_for
 
 if TYPE_CHECKING:  # loads timm, which `lidar score` does not need
     from lidar_cli.ranking.baseline import Baseline
@@ -245,6 +247,42 @@ def view_noise_share(score: Score) -> float | None:
     if score.is_collapsed or (score.ridge_share or 0.0) > MUCH_RIDGE:
         return None
     return score.value("noise_fraction")
+
+
+class MuchNoise(NamedTuple):
+    """Checkpoints in which LiDAR mostly counts view noise.
+
+    typical: the median of their shares. views: q that leaves little; None if samples have unequal
+    numbers of views.
+    """
+
+    checkpoints: int
+    typical: float
+    views: int | None
+
+
+def much_noise(group: Group, by: Metric) -> MuchNoise | None:
+    """Those of a group that LiDAR orders, if they are more than half of it; else None."""
+    shares = (view_noise_share(row.score) for row in group.rows)
+    noisy = [share for share in shares if share is not None and share > MUCH_NOISE]
+    if by.name != "lidar" or 2 * len(noisy) <= len(group.rows):
+        return None
+    q, typical = group.common["q"], median(noisy)
+    if group.common.get("numbers of views"):
+        return MuchNoise(len(noisy), typical, None)
+    views = round_up(views_for(min(typical, 0.9), q, LITTLE_NOISE))
+    return MuchNoise(len(noisy), typical, min(views, max(MOST_VIEWS, 2 * q)))
+
+
+def noise_warnings(groups: Iterable[Group], by: Metric) -> Iterator[str]:
+    """A warning for each group whose order by LiDAR mostly reflects view noise."""
+    for group in groups:
+        if (noise := much_noise(group, by)) is not None:
+            yield (
+                f"view noise is more than half of the LDA trace in {noise.checkpoints} of "
+                f"{len(group.rows)} checkpoints, and lidar counts it as rank; more views reduce it"
+                f"{f': -q {noise.views}' if noise.views else ''}"
+            )
 
 
 def merits(metric: Metric, values: Sequence[float | None]) -> Merits:

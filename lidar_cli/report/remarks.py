@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from lidar_cli.ranking.order import Group, Row, noise_warnings, q_text
+from lidar_cli.ranking.order import Group, Row, q_text
 from lidar_cli.ranking.session import Ranking
+from lidar_cli.ranking.trust import noise_warnings
 from lidar_cli.report import baseline as baseline_report
 from lidar_cli.report import group_metrics as group_report
 from lidar_cli.report.scores import BIAS

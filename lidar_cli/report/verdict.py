@@ -7,7 +7,6 @@ import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lidar_cli.core.metrics import METRICS, Metric
@@ -24,7 +23,7 @@ from lidar_cli.ranking.order import (
     q_text,
     unranked_row,
 )
-from lidar_cli.ranking.trust import view_noise_share
+from lidar_cli.ranking.trust import much_noise
 from lidar_cli.report.text import (
     counted,
     format_duration,
@@ -35,12 +34,11 @@ from lidar_cli.report.text import (
 )
 from lidar_cli.scoring.compute import (
     DEGREES,
-    MUCH_NOISE,
     MUCH_RIDGE,
     RIDGE_WARNING,
     Score,
 )
-from lidar_cli.scoring.convergence import LITTLE_NOISE, MOST_VIEWS, round_up, views_for
+from lidar_cli.scoring.convergence import round_up
 from lidar_cli.settings import CompareSettings, RankSettings, flags
 
 if TYPE_CHECKING:  # these load timm, which `lidar score` does not need
@@ -595,23 +593,18 @@ def _ridge(row: Row) -> float:
 
 def _noise(group: Group, ranking: Ranking) -> Iterator[Advice]:
     """Of the rows where neither delta nor a constant embedding explains the noise."""
-    shares = (view_noise_share(row.score) for row in group.rows)
-    fractions = [share for share in shares if share is not None and share > MUCH_NOISE]
-    if ranking.by.name != "lidar" or 2 * len(fractions) <= len(group.rows):
+    noise = much_noise(group, ranking.by)
+    if noise is None:
         return
-    q = group.common["q"]
-    typical = median(fractions)
-    share = "more than half" if typical < 0.75 else "most"
-    views = views_for(min(typical, 0.9), q, LITTLE_NOISE)
-    more = min(round_up(views), max(MOST_VIEWS, 2 * q))
-    counted_in = _of(len(fractions), group, "checkpoint")
+    share = "more than half" if noise.typical < 0.75 else "most"
+    counted_in = _of(noise.checkpoints, group, "checkpoint")
     text = (
         f"{share} of what lidar counts in {counted_in} is view noise (q = {q_text(group.common)})."
     )
-    if group.common.get("numbers of views"):
+    if noise.views is None:
         yield Advice(f"{text} More views of each sample reduce it.")
-        return
-    yield _embedded_with(text, group, ranking, q=more)
+    else:
+        yield _embedded_with(text, group, ranking, q=noise.views)
 
 
 def _few_degrees(group: Group, ranking: Ranking) -> Iterator[Advice]:
