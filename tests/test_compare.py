@@ -526,8 +526,8 @@ def test_projectors_of_other_widths_name_the_layer_that_both_have(
 def test_table_fits_a_terminal_of_80_columns(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pty
 
-    name = "a-run-with-a-name-that-is-long"
-    paths = [Path(f"{name}-{number}.h5") for number in (1, 2)]
+    name = "a_run_with_a_name_that_is_long"
+    paths = [Path(f"{name}_{number}.h5") for number in (1, 2)]
     embedded(here / paths[0], 0.6)
     embedded(here / paths[1], 0.9, draw=4)
     comparison = compare_files(paths, CompareSettings(device="cpu"))
@@ -542,6 +542,6 @@ def test_table_fits_a_terminal_of_80_columns(here: Path, monkeypatch: pytest.Mon
     lines = [re.sub("\x1b\\[[0-9;]*m", "", line).rstrip() for line in shown.splitlines()]
     assert max(map(len, lines)) <= 80
     (heading,) = [line for line in lines if line.startswith("metric")]
-    assert heading.split() == ["metric", "a-...ong-1", "a-...ong-2", "95%"]
+    assert heading.split() == ["metric", "a_...ong_1", "a_...ong_2", "95%"]
     (row,) = [line for line in lines if line.startswith("lidar ")]
     assert len(row.split()) >= 6  # values, difference and interval in one line

@@ -60,7 +60,9 @@ def ranked(folder: Path, **settings: Any) -> Ranking:
 
 def rows_of(ranking: Ranking) -> list[dict[str, Any]]:
     """What the JSON says of each row, without the path and the file's suffix."""
-    rows = json.loads(to_json(ranking))["checkpoints"]
+    document = json.loads(to_json(ranking))
+    assert document["data"] is None
+    rows = document["checkpoints"]
     for row in rows:
         row["name"] = Path(row.pop("path")).stem
         row["tied_with"] = sorted(Path(path).stem for path in row["tied_with"])

@@ -587,7 +587,7 @@ class _Job:
             directory=str(session.directory),
             by=by,
             level=level,
-            data=", ".join(sorted({str(row.score.data) for row in rows})),
+            data=", ".join(sorted({row.score.data for row in rows if row.score.data})),
             groups=groups,
             baseline=baselines,
             trust=tuple(

@@ -173,7 +173,9 @@ def print_comparison(comparison: Comparison) -> None:
     used = [max(map(len, column)) + 2 for column in zip(headers, *rows, strict=True)]
     room = (out.width - used[0] - sum(used[3:])) // 2 - 2
     names = shorten_names(comparison.names, room)
-    headers[1:3] = names if max(map(len, names)) <= room else ["first", "second"]
+    names = names if max(map(len, names)) <= room else ["first", "second"]
+    # Names are not broken, in which two could differ by their last characters alone.
+    headers[1:3] = [f"\n{name}" for name in names] if out.is_terminal else names
     print_columns(out, headers, rows, fixed=1)
     out.print()
     for text in _remarks(comparison):
@@ -211,7 +213,7 @@ def as_ranking(comparison: Comparison) -> Ranking:
         directory="",
         by=by,
         level=level,
-        data=str(comparison.scores[0].data),
+        data=comparison.scores[0].data or "",
         groups=comparable_groups(rows, by, level),
         checkpoints=comparison.checkpoints,
         names=dict(zip(paths, comparison.names, strict=True)),

@@ -90,7 +90,7 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None, count: int | None = 
     document = {
         "by": ranking.by.name,
         "direction": ranking.by.direction,
-        "data": ranking.data,
+        "data": ranking.data or None,
         "toy_data": toy_data_note(ranking.data) is not None,
         "data_note": toy_data_note(ranking.data),
         "verdict": verdict(ranking, oracle),

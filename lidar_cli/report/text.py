@@ -229,7 +229,9 @@ def print_columns(
 
 
 def broken_header(header: str) -> str:
-    """A header in two lines, broken at its last underscore or space."""
+    """A header in two lines, broken at its last underscore or space if it has only one."""
+    if "\n" in header:
+        return header
     return "\n".join(re.split(r"[_ ](?=[^_ ]*$)", header, maxsplit=1))
 
 
