@@ -326,13 +326,16 @@ def test_the_sentence_says_what_the_choice_costs_in_accuracy() -> None:
     ranking = ranked(scored("a", 9.0), scored("b", 8.0))
 
     def costs(**shares: float) -> str:
-        return verdict(ranking, Oracle("probe", "", 0.95, shares, (), (), ()))
+        return verdict(ranking, Oracle("probe", "", 0.95, shares, (), (), (), standard_error=0.01))
 
     clear = "a is best by lidar: 9.000 +- 0.100. Next is b, clearly below."
     assert costs(a=0.592, b=0.3) == f"{clear} Its probe accuracy is 59.2 %, the best of 2."
     assert costs(a=0.592, b=0.61) == (
-        f"{clear} Its probe accuracy is 59.2 %, 1.8 points below b, the best of 2."
+        f"{clear} Its probe accuracy is 59.2 %, 1.8 points below b, the best of 2; up to 3 points "
+        "may be chance."
     )
+    # 1.96 sqrt(2) 1 point = 2.8 points, above 1.8 and below 4.8
+    assert "best of 2." in costs(a=0.562, b=0.61)
     too_easy = "as of all 2: these labels do not say which is best."
     assert costs(a=1.0, b=1.0) == f"{clear} Its probe accuracy is 100.0 %, {too_easy}"
     assert costs(b=0.61) == clear

@@ -327,6 +327,8 @@ def check_rank(selection: Selection, settings: RankSettings) -> None:
     if len(paths) == 1 and paths[0].is_file() and not settings.watch:  # which it may complete
         check_checkpoint(paths[0], "rank")
     check_order(settings, "--race" if settings.race else "--watch" if settings.watch else "")
+    check_table("--oracle", settings.oracle, "probe")
+    check_table("--params", settings.params)
     for option in ("jsonl", "tensorboard"):
         path = getattr(settings, option)
         if path is not None and not is_stream(path):
@@ -378,13 +380,11 @@ def check_groups(groups: str | None, level: float | None) -> None:
 
 
 def check_accuracies(settings: RankSettings) -> None:
-    """Raise InputError for a table of --oracle or --params that cannot be used."""
+    """Raise InputError for the contents of a table of --oracle or --params."""
     from lidar_cli.data.tables import accuracies_of, read_table
 
-    check_table("--oracle", settings.oracle, "probe")
     if settings.oracle not in (None, "probe"):
         accuracies_of(read_table(Path(settings.oracle or ""), ("path", "accuracy")))
-    check_table("--params", settings.params)
     if settings.params is not None:
         read_table(settings.params, ("path",))
 

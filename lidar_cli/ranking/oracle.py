@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from lidar_cli.data.tables import Table, Unmatched, accuracies_of, match, read_table
 from lidar_cli.errors import InputError
@@ -51,6 +52,17 @@ class GroupComparison:
     few_labels: FewLabelsComparison | None = None  # with --labels-per-class
 
 
+class Accuracies(NamedTuple):
+    """Accuracies between 0 and 1 by path, and how they were read or measured, in words.
+
+    standard_error: the largest of them; None if unknown.
+    """
+
+    shares: dict[str, float]
+    method: str
+    standard_error: float | None = None
+
+
 @dataclass(frozen=True)
 class Oracle:
     """A ranking against downstream accuracies, which are between 0 and 1, by checkpoint path."""
@@ -63,6 +75,7 @@ class Oracle:
     without: tuple[str, ...]  # ranked checkpoints that have no accuracy
     unmatched: tuple[Unmatched, ...]  # lines of the files that name no ranked checkpoint
     few_labels: FewLabels | None = None  # with --labels-per-class, of which accuracies are means
+    standard_error: float | None = None  # the largest of the accuracies; None if unknown
 
 
 def compare_with_oracle(
@@ -79,30 +92,32 @@ def compare_with_oracle(
     few: FewLabels | None = None
     if settings.labels_per_class is not None:
         few, unmatched = _probe_few_labels(ranking, rows, settings, progress or Progress())
-        accuracies, method = few.means, few.method
+        accuracies = Accuracies(few.means, few.method)
     elif settings.oracle == PROBE:
-        accuracies, method, unmatched = _probe(ranking, rows, settings, progress or Progress())
+        accuracies, unmatched = _probe(ranking, rows, settings, progress or Progress())
     else:
         table = read_table(Path(settings.oracle), ("path", "accuracy"))
         table, lines, unmatched = _matched(table, rows, ranking)
         shares, method = accuracies_of(table)
-        accuracies = {
+        by_path = {
             path: shares[line["path"]] for path, line in lines.items() if line["path"] in shares
         }
+        accuracies = Accuracies(by_path, method)
     hyperparameters, more = hyperparameters_of(ranking, settings, progress or Progress())
     comparisons = [
-        _compare_group(group, accuracies, hyperparameters, settings, few)
+        _compare_group(group, accuracies.shares, hyperparameters, settings, few)
         for group in ranking.groups
     ]
     return Oracle(
         source=settings.oracle,
-        method=method,
+        method=accuracies.method,
         level=settings.confidence,
-        accuracies=accuracies,
+        accuracies=accuracies.shares,
         comparisons=tuple(comparisons),
-        without=tuple(row.path for row in rows if row.path not in accuracies),
+        without=tuple(row.path for row in rows if row.path not in accuracies.shares),
         unmatched=(*unmatched, *more),
         few_labels=few,
+        standard_error=accuracies.standard_error,
     )
 
 
@@ -122,25 +137,25 @@ def _probe_few_labels(
     failed += [Unmatched(rows_by_file[file], reason) for file, reason in reasons.items()]
     few = replace(few, results={rows_by_file[file]: one for file, one in few.results.items()})
     if few.has_full:
-        full, method, failed_too = _probe_files(rows_by_file, settings, progress)
-        few = replace(few, full=full, full_method=method)
+        full, failed_too = _probe_files(rows_by_file, settings, progress)
+        few = replace(few, full=full.shares, full_method=full.method)
         failed += [line for line in failed_too if line.path in few.results]
     return few, failed
 
 
 def _probe(
     ranking: Ranking, rows: Sequence[Row], settings: RankSettings, progress: Progress
-) -> tuple[dict[str, float], str, list[Unmatched]]:
-    """Top-1 accuracies of the rows' backbones, how they were measured, and the rows that failed.
+) -> tuple[Accuracies, list[Unmatched]]:
+    """Top-1 accuracies of the rows' backbones, and the rows that failed.
 
     Raises InputError if the data has no labels, or nothing could be probed.
     """
     rows_by_file, failed = _embed(ranking, rows, settings, progress)
-    accuracies, method, failed_too = _probe_files(rows_by_file, settings, progress)
+    accuracies, failed_too = _probe_files(rows_by_file, settings, progress)
     failed += failed_too
-    if not accuracies:
+    if not accuracies.shares:
         raise _nothing_probed(failed)
-    return accuracies, method, failed
+    return accuracies, failed
 
 
 def _embed(
@@ -168,8 +183,8 @@ def _embed(
 
 def _probe_files(
     rows_by_file: Mapping[str, str], settings: RankSettings, progress: Progress
-) -> tuple[dict[str, float], str, list[Unmatched]]:
-    """Top-1 accuracies by row, how they were measured, and the rows that failed.
+) -> tuple[Accuracies, list[Unmatched]]:
+    """Top-1 accuracies by row, and the rows that failed.
 
     All are split alike and probed with the default protocol of `lidar probe`.
     """
@@ -179,8 +194,11 @@ def _probe_files(
     failed = [Unmatched(rows_by_file[file.train], file.reason) for file in probes.failed]
     for warning in dict.fromkeys(text for probed in probes.probed for text in probed.warnings):
         progress.note(f"warning: --oracle probe: {warning}")
-    accuracies = {rows_by_file[probed.train]: probed.top1 for probed in probes.probed}
-    return accuracies, _describe_probes(probes.probed) if accuracies else "", failed
+    if not probes.probed:
+        return Accuracies({}, ""), failed
+    shares = {rows_by_file[probed.train]: probed.top1 for probed in probes.probed}
+    error = max(probed.standard_error for probed in probes.probed)
+    return Accuracies(shares, _describe_probes(probes.probed), error), failed
 
 
 def _nothing_probed(failed: Sequence[Unmatched]) -> InputError:

@@ -138,7 +138,11 @@ def _accuracy(first: Row, group: Group, ranking: Ranking, oracle: Oracle | None)
         yield f"{answer}, the best of {len(of_group)}."
     else:
         points = f"{100 * lost:.1f} points below {ranking.name(best)}"
-        yield f"{answer}, {points}, the best of {len(of_group)}."
+        # Two accuracies differ by this much at most, 19 times of 20, if they are equal in truth and
+        # at worst of independent images.
+        luck = 1.96 * 2**0.5 * (oracle.standard_error or 0.0)
+        doubt = f"; up to {100 * luck:.0f} points may be chance" if lost < luck else ""
+        yield f"{answer}, {points}, the best of {len(of_group)}{doubt}."
 
 
 def _kind_of_accuracy(oracle: Oracle) -> str:
