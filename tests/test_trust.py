@@ -223,6 +223,7 @@ def test_facts_of_a_group_are_those_of_its_rows() -> None:
     assert not by_noise.reads_views
     by_agreement = facts_of_group(group, ORDERS["agreement"], untrained)
     assert by_agreement.second is None  # it does not doubt itself
+    assert facts_of_group(group, METRICS["retrieval"]).second is None
     assert by_agreement.untrained == ()  # an untrained network has no rank
 
 

@@ -30,6 +30,7 @@ def main() -> None:
         stage.add_argument("directory", type=Path, help="where checkpoints and results are")
         if name == "tables":
             stage.add_argument("--output", type=Path, help="folder of the tables [DIR]")
+            stage.add_argument("--by", default="lidar", help="metric that is believed or not")
             continue
         stage.add_argument("--seed", type=int, default=0, help="of images, views and training")
         stage.add_argument(
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     if options.stage == "tables":
         from study.tables import write_tables
 
-        print(*write_tables(directory, options.output or directory), sep="\n")
+        print(*write_tables(directory, options.output or directory, options.by), sep="\n")
         return
     from lidar_cli.report.progress import Terminal
 

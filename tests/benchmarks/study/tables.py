@@ -61,7 +61,6 @@ LEVEL = 0.95  # of the intervals
 MISSING = "-"
 FASHION_SOURCE = "Fashion-MNIST: Copyright (c) 2017 Zalando SE, MIT licence."
 LISTED = 20  # candidates in the table of the best
-ABSTAINING = "lidar"  # the metric that is believed or not
 HIGHEST = ("retrieval",)  # the metric of the highest mean correlation over all methods
 OF_PAPER = ("lidar", "rankme", "alpha_req")  # the metrics of the tables in the paper's form
 SETTING_COLUMNS = (
@@ -92,7 +91,8 @@ class Study:
 
     pooled, within: every metric and the chosen candidate in every group that counts. by_layer: the
     same pooled groups against the probe of the layer that is scored. apart: the metrics in groups
-    of the runs that do not count. chosen: by the rule of choice on all sets.
+    of the runs that do not count. chosen: by the rule of choice on all sets. by: the metric that is
+    believed or not.
     """
 
     results: Results
@@ -106,10 +106,14 @@ class Study:
     left_out: Sequence[LeftOut]
     seeds: Sequence[SeedNoise]
     sweeps: Mapping[str, Sequence[Sweep]]  # by layer, at the largest q
+    by: str
 
 
-def analyse(results: Results) -> Study:
-    """All comparisons of the study. Raises InputError if no run counts."""
+def analyse(results: Results, by: str = "lidar") -> Study:
+    """All comparisons of the study, of which `by` is the metric that is believed or not.
+
+    Raises InputError if no run counts.
+    """
     every = methods(results)
     counted = {(m.data, m.method): m.passing for m in every if m.counts}
     apart = {
@@ -148,6 +152,7 @@ def analyse(results: Results) -> Study:
         left_out=leave_one_out(rows),
         seeds=seed_noise(results),
         sweeps={layer: sweeps(results, layer, most, in_paper) for layer in LAYERS},
+        by=by,
     )
 
 
@@ -162,9 +167,10 @@ def compare(some: Iterable[Group], among: Sequence[Candidate]) -> list[Agreement
     ]
 
 
-def write_tables(directory: Path, output: Path) -> list[Path]:
+def write_tables(directory: Path, output: Path, by: str = "lidar") -> list[Path]:
     """Write study.md and the CSV files of its tables, from the results in a folder.
 
+    by: the metric that the tables of abstaining judge.
     Raises InputError if the results cannot be read, OSError if a file cannot be written.
     """
     results = read_results(directory)
@@ -174,7 +180,7 @@ def write_tables(directory: Path, output: Path) -> list[Path]:
         parts = ["Accuracies alone; no metric is measured yet.", *map(markdown, probed(results))]
         texts = {"study.md": "\n\n".join([title, command, *parts]) + "\n"}
     else:
-        study = analyse(results)
+        study = analyse(results, by)
         parts = [introduction(study), *map(markdown, tables(study)), ATTRIBUTION, FASHION_SOURCE]
         texts = {
             "study.md": "\n\n".join([title, command, *parts]) + "\n",
@@ -412,7 +418,7 @@ def _abstaining_tables(study: Study) -> list[Table]:
         ("groups that count", [*study.pooled, *study.within]),
         ("runs that do not count", study.apart),
     ):
-        judged = judged_groups(study, [a for a in some if a.candidate == (ABSTAINING,)])
+        judged = judged_groups(study, [a for a in some if a.candidate == (study.by,)])
         if not judged:
             continue
         bound = choose_bound(judged)
@@ -445,7 +451,7 @@ class OpinionLeftOut(NamedTuple):
 def opinion_left_out(study: Study) -> OpinionLeftOut:
     """The rule as a set that no choice has seen would have it."""
     compared = [*study.pooled, *study.within]
-    first = [a for a in compared if a.candidate == (ABSTAINING,)]
+    first = [a for a in compared if a.candidate == (study.by,)]
     judged, said, pairs = [], [], []
     for left_out in study.left_out:
         every = judged_groups(replace(study, chosen=left_out.chosen), first)
@@ -466,7 +472,7 @@ def _opinions_tables(study: Study) -> list[Table]:
     The first table adds the metric of the highest mean correlation.
     """
     compared = [*study.pooled, *study.within]
-    first = [a for a in compared if a.candidate == (ABSTAINING,)]
+    first = [a for a in compared if a.candidate == (study.by,)]
     others = [study.chosen, *({HIGHEST} & {a.candidate for a in compared} - {study.chosen})]
     opinions = [
         {str(a.group): _misleads(a) for a in compared if a.candidate == candidate}
@@ -483,20 +489,18 @@ def _opinions_tables(study: Study) -> list[Table]:
     title = "Where the two opinions disagree, groups that count"
     chosen = f"{title}, second opinion and bound chosen without the set"
     return [
-        _opinions_table(title, list(map(label, others)), pairs),
-        _opinions_table(chosen, ("second opinion",), opinion_left_out(study).pairs),
+        _opinions_table(title, [study.by, *map(label, others)], pairs),
+        _opinions_table(chosen, [study.by, "second opinion"], opinion_left_out(study).pairs),
     ]
 
 
-def _opinions_table(title: str, others: Sequence[str], pairs: Iterable[tuple[bool, ...]]) -> Table:
+def _opinions_table(title: str, names: Sequence[str], pairs: Iterable[tuple[bool, ...]]) -> Table:
     every, rows = list(pairs), []
     for disagree in (True, False):
         some = [pair[1:] for pair in every if pair[0] is disagree]
-        counts = [str(sum(column)) for column in zip(*some, strict=True)] or ["0"] * (
-            1 + len(others)
-        )
+        counts = [str(sum(column)) for column in zip(*some, strict=True)] or ["0"] * len(names)
         rows.append(["disagree" if disagree else "do not", str(len(some)), *counts])
-    headers = ("the two", "groups", *(f"{name} misleads" for name in (ABSTAINING, *others)))
+    headers = ("the two", "groups", *(f"{name} misleads" for name in names))
     return Table(title, headers, rows)
 
 
@@ -514,23 +518,23 @@ def judged_groups(study: Study, some: Iterable[Agreement]) -> list[Judged]:
         return tuple(None if np.isnan(number) else sign * float(number) for number in numbers)
 
     # A mean of ranks agrees by construction with each metric that it is the mean of.
-    others = tuple(name for name in study.chosen if name != ABSTAINING) or study.chosen
+    others = tuple(name for name in study.chosen if name != study.by) or study.chosen
     judged = []
     for a in some:
-        group, direction = a.group, study.results.directions[ABSTAINING]
+        group, direction = a.group, study.results.directions[study.by]
         same = [
             c
             for c in study.results.checkpoints
             if (c.data, c.layer, c.q) == (group.data, group.layer, group.q)
         ]
         untrained = [
-            merit(c.values[ABSTAINING], direction)
+            merit(c.values[study.by], direction)
             for c in same
             if c.kind == "untrained" and group.method in (POOLED, *trained_by(c.method))
         ]
-        values = optional(group.merits[ABSTAINING])
+        values = optional(group.merits[study.by])
         facts = Facts(
-            by=ABSTAINING,
+            by=study.by,
             merits=values,
             n=same[0].n,
             q=group.q,
