@@ -167,6 +167,28 @@ def test_runs_as_a_table(two_runs: Path, rank: Shell) -> None:
     assert "| epoch 39 |" in rank(two_runs, "--per-run", "--markdown").stdout
 
 
+def test_runs_that_begin_with_the_same_weights_share_a_point(tmp_path: Path, rank: Shell) -> None:
+    """The start is the best of run b, of which another run has the row."""
+    for run, share in (("a", 0.9), ("b", 0.2)):
+        save(tmp_path / f"runs/{run}/epoch_0.pt", 1, 0.5, epoch=0)
+        save(tmp_path / f"runs/{run}/epoch_1.pt", 1, share, epoch=1)
+    shutil.copytree(tmp_path / "runs/b", tmp_path / "runs/b/best")
+    (tmp_path / "runs/b/best/epoch_0.pt").unlink()  # a folder with nothing but a copy is no run
+    ranking = ranked(rank(tmp_path / "runs", "--per-run", "--json"))
+    assert len(ranking["checkpoints"]) == 3
+    runs = {Path(run["path"]).name: run for run in ranking["runs"]}
+    assert runs.keys() == {"a", "b"}
+    assert [point["x"] for run in runs.values() for point in run["points"]] == [0, 1, 0, 1]
+    assert runs["a"]["points"][0]["value"] == runs["b"]["points"][0]["value"]
+    assert [Path(runs[name]["best"]["path"]).parts[-2:] for name in "ab"] == [
+        ("a", "epoch_1.pt"), ("b", "epoch_0.pt")
+    ]  # fmt: skip
+    table = rank(tmp_path / "runs", "--per-run")
+    assert table.returncode == 0, table.stderr
+    page = rank(tmp_path / "runs", "--per-run", "--report", tmp_path / "page.html")
+    assert page.returncode == 0, page.stderr
+
+
 def test_names_that_contradict_files_are_said(tmp_path: Path, rank: Shell) -> None:
     runs = tmp_path / "runs"
     for at, name in enumerate(("epoch_1.pth", "epoch_7.pth")):

@@ -14,10 +14,10 @@ Epoch and step are those that a checkpoint records, else those in its name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lidar_cli.core.metrics import Metric
 from lidar_cli.extraction.run import stem
@@ -26,6 +26,7 @@ from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.order import Group, Row
 from lidar_cli.ranking.paths import place_of
 
+T = TypeVar("T")
 Axis = Literal["epoch", "step", "number"]  # number: in a name, without a word that says of what
 AXES: tuple[Axis, ...] = ("epoch", "step", "number")
 # Where training scripts record the position, at the top level or in one of the dicts of IN.
@@ -125,7 +126,7 @@ def find_runs(
     """
     runs = []
     for at, group in enumerate(groups):
-        members = _members(group.rows, recorded)
+        members = _members(list(_in_each_run(group.rows)), recorded)
         runs += [_run(path, at, rows, by) for path, rows in members.items()]
     names = short_names([place_of(Path(run.path)) for run in runs])
     return tuple(replace(run, name=names[place_of(Path(run.path))]) for run in runs)
@@ -170,6 +171,23 @@ def _count(value: object) -> int | None:
     return int(value) if 0 <= value <= LARGEST else None
 
 
+def _in_each_run(rows: Sequence[Row]) -> Iterator[Row]:
+    """The rows, and for another run that has a copy of the same weights the row of the copy.
+
+    Runs that begin with the same weights share their first checkpoint, which is one row. A copy in
+    a folder without other checkpoints, such as `best/`, is no run.
+    """
+    folders = {_split(row.path)[0] for row in rows}
+    for row in rows:
+        yield row
+        paths, placed = (row.path, *row.aliases), {_split(row.path)[0]}
+        for alias in row.aliases:
+            folder = _split(alias)[0]
+            if folder in folders - placed:
+                placed.add(folder)
+                yield replace(row, path=alias, aliases=tuple(one for one in paths if one != alias))
+
+
 def _members(
     rows: Sequence[Row], recorded: Mapping[str, Position]
 ) -> dict[str, list[tuple[Row, Position]]]:
@@ -201,8 +219,9 @@ def _positions(rows: Sequence[Row], recorded: Mapping[str, Position]) -> list[Po
 
     What all of them record alike, although their names differ in it, is not their position.
     """
-    stored = [recorded.get(row.path, Position()) for row in rows]
-    named = [[position_in_name(path) for path in (row.path, *row.aliases)] for row in rows]
+    copies = [(row.path, *row.aliases) for row in rows]
+    stored = [_first(map(recorded.get, paths)) or Position() for paths in copies]
+    named = [[position_in_name(path) for path in paths] for paths in copies]
     columns: dict[Axis, list[int | None]] = {}
     for axis in AXES:
         by_file = [position.on(axis) for position in stored]
@@ -214,7 +233,7 @@ def _positions(rows: Sequence[Row], recorded: Mapping[str, Position]) -> list[Po
     return [Position(*one) for one in zip(*columns.values(), finals, strict=True)]
 
 
-def _first(values: Iterable[int | None]) -> int | None:
+def _first(values: Iterable[T | None]) -> T | None:
     return next((value for value in values if value is not None), None)
 
 
@@ -284,7 +303,8 @@ def _run(path: str, group: int, rows: Sequence[tuple[Row, Position]], by: Metric
     drop = None
     if best.value and last.value is not None and by.target is None:
         drop = (last.value - best.value) / abs(best.value)
-    return replace(run, drop=drop, tied=last.path in best.tied_with)
+    tied = not {last.path, *last.aliases}.isdisjoint(best.tied_with)
+    return replace(run, drop=drop, tied=tied)
 
 
 def _clashes(point: Point, axis: Axis | None) -> bool:

@@ -41,10 +41,18 @@ def top(ranking: Ranking, count: int | None) -> Ranking:
     runs = [run for at, _ in enumerate(ranking.groups) for run in _of_group(ranking, at)[:count]]
     best = {run.best.path for run in runs if run.best}
     groups = tuple(
-        replace(group, rows=tuple(row for row in group.rows if row.path in best))
+        replace(
+            group,
+            rows=tuple(row for row in group.rows if not best.isdisjoint((row.path, *row.aliases))),
+        )
         for group in ranking.groups
     )
     return replace(ranking, groups=groups, runs=tuple(runs))
+
+
+def _rows_by_path(group: Group) -> dict[str, Row]:
+    """The rows by path, and by the paths of copies, which may be of other runs."""
+    return {path: row for row in group.rows for path in (row.path, *row.aliases)}
 
 
 def _of_group(ranking: Ranking, at: int) -> list[Run]:
@@ -136,7 +144,7 @@ def print_runs(out: SafeConsole, err: SafeConsole, at: int, ranking: Ranking, fa
 
 def table(runs: Sequence[Run], group: Group, ranking: Ranking) -> tuple[list[str], list[list[str]]]:
     """Headers and a line per run, then one per untrained network."""
-    by, rows_by_path = ranking.by, {row.path: row for row in group.rows}
+    by, rows_by_path = ranking.by, _rows_by_path(group)
     rows = [
         [
             run.name,
@@ -192,11 +200,12 @@ def _percent(share: float) -> str:
 
 def sentence(runs: Sequence[Run], group: Group, by: Metric) -> str:
     """The best run and where it is best, how much worse it is at its end, and the next run."""
-    first, rows = runs[0], {row.path: row for row in group.rows}
+    first, rows = runs[0], _rows_by_path(group)
     assert first.best is not None
     at = at_text(first, first.best)
     best = rows[first.best.path]
-    tied = [run.name for run in runs[1:] if run.best and run.best.path in best.tied_with]
+    alike = {best.path, *best.tied_with}  # runs may share their best checkpoint
+    tied = [run.name for run in runs[1:] if run.best and rows[run.best.path].path in alike]
     text = f"{first.name} is {'first' if tied else 'best'} by {by.name}{f', at {at}' if at else ''}"
     text += f": {format_with_interval(by.name, best.value, best.interval)}"
     text += f", but tied with {first_and_more(tied)}." if tied else "."
