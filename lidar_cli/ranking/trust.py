@@ -155,7 +155,7 @@ CHECKS: dict[str, Callable[[Facts, Bounds], str | None]] = {
     "view-noise": _view_noise,
     "disagreement": _disagreement,
 }
-# No sign that the study weighs: what is left of a constant embedding is no representation.
+# The study does not judge this fact.
 COLLAPSED_FIRST = Reason(
     "collapsed", "the embedding of the first checkpoint is constant or nearly so"
 )

@@ -49,7 +49,7 @@ class ScoredCheckpoint:
 
     @property
     def is_collapsed(self) -> bool:
-        """Whether the embedding is constant or nearly so, and the metric not one of that."""
+        """Whether the embedding is constant or nearly so, and not ordered by how constant it is."""
         return self.row.score.is_collapsed and self.by.name != "normalized_std"
 
     @property

@@ -492,8 +492,8 @@ def _labels_instead(group: Group, ranking: Ranking) -> Iterator[Advice]:
 def _collapsed(group: Group, ranking: Ranking) -> Iterator[Advice]:
     """Constant embeddings, unless all of them are below all others."""
     rows = [row for row in group.rows if row.score.is_collapsed]
-    others = [row.score.is_collapsed for row in group.rows[: len(group.rows) - len(rows)]]
-    if rows and (not others or any(others)):
+    first = group.rows[: len(group.rows) - len(rows)]
+    if rows and (not first or any(row.score.is_collapsed for row in first)):
         names = f": {_listed([ranking.name(row.path) for row in rows])}"
         verb = "is" if len(rows) == 1 else "are"
         yield Advice(
