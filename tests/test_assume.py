@@ -621,7 +621,7 @@ def test_an_image_size_that_the_weights_leave_open_is_said(
     runs = checkpoint(tmp_path / "runs" / "a.pt").parent
     images = image_folder(tmp_path / "images", 2)
     inspected = command("inspect", runs / "a.pt").stdout
-    assert "not in the weights; 224 px, or the size of data whose images are all" in inspected
+    assert "not in the weights; 224 px (the embedded images: 32 px); --image-size sets" in inspected
     assert "at 224 px with the views simclr" in inspected
     small = ("-n", 2, "-q", 2, "--device", "cpu")
     dry = command("rank", runs, "--data", images, *small, "--dry-run")

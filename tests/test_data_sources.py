@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make import PHOTO, crop, encoded, image_folder, size
+from make import PHOTO, checkpoint, crop, encoded, image_folder, size
 from numpy.typing import NDArray
 from reading import assert_crops, decoded, number, opened, refused
 
+from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.errors import InputError, MissingExtra, SettingsError
+from lidar_cli.extraction.plan import image_size
+from lidar_cli.settings import SampleSettings
 
 # WebDataset
 
@@ -401,6 +404,17 @@ def test_a_torchvision_set_that_is_not_there(tmp_path: Path) -> None:
         words = [ast.unparse(word) for word in (*call.args, *call.keywords)]
         given = [text for text in (repr(str(tmp_path)), split, "download=True") if text]
         assert (ast.unparse(call.func), words) == (name, given)
+
+
+def test_images_smaller_than_the_usual_size_are_said(
+    tmp_path: Path, fashion: NDArray[np.uint8]
+) -> None:
+    description = open_checkpoint(checkpoint(tmp_path / "a.pt")).description
+    samples = opened("torch/fashionmnist", 6, data_dir=tmp_path)
+    size, assumed = image_size(SampleSettings(), description, samples)
+    assert (size, assumed and assumed.why) == (
+        224, "usual; the images have 28 px; --image-size sets it"
+    )  # fmt: skip
 
 
 def idx(path: Path, values: NDArray[np.uint8]) -> None:

@@ -174,6 +174,7 @@ def test_runs_that_begin_with_the_same_weights_share_a_point(tmp_path: Path, ran
         save(tmp_path / f"runs/{run}/epoch_1.pt", 1, share, epoch=1)
     shutil.copytree(tmp_path / "runs/b", tmp_path / "runs/b/best")
     (tmp_path / "runs/b/best/epoch_0.pt").unlink()  # a folder with nothing but a copy is no run
+    shutil.copytree(tmp_path / "runs/a", tmp_path / "runs/a/all")  # nor are copies of all
     ranking = ranked(rank(tmp_path / "runs", "--per-run", "--json"))
     assert len(ranking["checkpoints"]) == 3
     runs = {Path(run["path"]).name: run for run in ranking["runs"]}

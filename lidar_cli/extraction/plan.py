@@ -22,6 +22,7 @@ from lidar_cli.data.open import sample_count
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features.schema import EMBEDDING_REVISION, Layout, revision_of
 from lidar_cli.settings import (
+    EMBEDDED,
     PATCHES,
     USUAL_IMAGE_SIZE,
     DefaultCount,
@@ -201,9 +202,10 @@ def image_size(
     size = settings.image_size or description.image_size
     if size:
         return size, None
-    if samples.image_size:
+    if samples.image_size and samples.data == EMBEDDED:
         return samples.image_size, Assumed(samples.image_size, "of the data; --image-size sets it")
-    return USUAL_IMAGE_SIZE, Assumed(USUAL_IMAGE_SIZE, "usual; --image-size sets it")
+    images = f"the images have {samples.image_size} px; " if samples.image_size else ""
+    return USUAL_IMAGE_SIZE, Assumed(USUAL_IMAGE_SIZE, f"usual; {images}--image-size sets it")
 
 
 def set_image_size(embedder: Embedder, plan: Plan) -> None:

@@ -172,20 +172,28 @@ def _count(value: object) -> int | None:
 
 
 def _in_each_run(rows: Sequence[Row]) -> Iterator[Row]:
-    """The rows, and for another run that has a copy of the same weights the row of the copy.
+    """The rows, each once for every folder that has a copy of its weights.
 
-    Runs that begin with the same weights share their first checkpoint, which is one row. A copy in
-    a folder without other checkpoints, such as `best/`, is no run.
+    Runs that begin with the same weights share a row. A folder that holds nothing but copies of
+    another's checkpoints, such as `best/`, is left out.
     """
-    folders = {_split(row.path)[0] for row in rows}
+    held: dict[str, set[str]] = {}  # folder -> its rows, in the order of the rows
     for row in rows:
-        yield row
-        paths, placed = (row.path, *row.aliases), {_split(row.path)[0]}
-        for alias in row.aliases:
-            folder = _split(alias)[0]
-            if folder in folders - placed:
-                placed.add(folder)
-                yield replace(row, path=alias, aliases=tuple(one for one in paths if one != alias))
+        for path in (row.path, *row.aliases):
+            held.setdefault(_split(path)[0], set()).add(row.path)
+    place = {folder: at for at, folder in enumerate(held)}
+
+    def is_copied(folder: str, other: str) -> bool:
+        is_later = place[folder] > place[other]
+        return held[folder] < held[other] or (held[folder] == held[other] and is_later)
+
+    for row in rows:
+        paths = (row.path, *row.aliases)
+        by_folder = {_split(path)[0]: path for path in reversed(paths)}
+        for folder in sorted(by_folder, key=place.__getitem__):
+            if not any(is_copied(folder, other) for other in by_folder):
+                path = by_folder[folder]
+                yield replace(row, path=path, aliases=tuple(one for one in paths if one != path))
 
 
 def _members(

@@ -24,8 +24,7 @@ CONTAINERS = (
     "(mp_rank_00_model_states.pt)"
 )
 SIZE_IS_OPEN = (
-    f"not in the weights; {USUAL_IMAGE_SIZE} px, or the size of data whose images are all of one "
-    "(embedded: 32 px); --image-size sets it"
+    f"not in the weights; {USUAL_IMAGE_SIZE} px (the embedded images: 32 px); --image-size sets it"
 )
 
 
