@@ -212,6 +212,7 @@ def test_a_ranking_after_a_race_goes_on_where_it_ended(runs: Path, tmp_path: Pat
     ]
     assert "constant" not in result_text(race)
     first, *others = race.winners
+    assert first.score.normalized_std > 0.1
     flat = replace(first.score, values={**first.score.values, "normalized_std": 0.01})
     race = replace(race, winners=(replace(first, score=flat), *others))
     assert f"But the embedding of {race.name(first.path)} is constant" in result_text(race)

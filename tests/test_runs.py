@@ -190,6 +190,26 @@ def test_runs_that_begin_with_the_same_weights_share_a_point(tmp_path: Path, ran
     assert page.returncode == 0, page.stderr
 
 
+def test_a_run_that_begins_with_the_end_of_another(tmp_path: Path, rank: Shell) -> None:
+    """The other run's epochs, records and ties are not its own."""
+    for epoch, share in enumerate((0.3, 0.9)):
+        save(tmp_path / f"runs/a/epoch_{epoch}.pt", 1, share, epoch=epoch)
+    save(tmp_path / "runs/b/epoch_0.pt", 1, 0.9, epoch=0)
+    save(tmp_path / "runs/b/epoch_1.pt", 1, 0.2, epoch=1)
+    runs = {Path(run["path"]).name: run for run in ranked(
+        rank(tmp_path / "runs", "--per-run", "--json"))["runs"]}  # fmt: skip
+    points = {
+        name: [(Path(point["path"]).stem, point["x"]) for point in run["points"]]
+        for name, run in runs.items()
+    }
+    assert points == {
+        "a": [("epoch_0", 0), ("epoch_1", 1)],
+        "b": [("epoch_0", 0), ("epoch_1", 1)],
+    }
+    assert Path(runs["b"]["last"]["path"]).stem == "epoch_1"
+    assert runs["b"]["drop"] < 0
+
+
 def test_names_that_contradict_files_are_said(tmp_path: Path, rank: Shell) -> None:
     runs = tmp_path / "runs"
     for at, name in enumerate(("epoch_1.pth", "epoch_7.pth")):

@@ -351,6 +351,15 @@ def test_a_run_that_falls_ends_with_status_5(
     assert "is constant or nearly so, so that its lidar" in done.stderr.splitlines()[-1]
     last = lines(log)[-1]
     assert last["value"] > 0
+    # Nor is it a peak in the lines of an earlier version, which do not say so.
+    older = [line | {"value": 1e6} if line == last else line for line in lines(log)]
+    older[-1].pop("collapsed")
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in older))
+    checkpoint(run / "step=1160.pt", weaker)
+    assert watch("--alarm", 100).returncode == 0
+    assert lines(log)[-1]["peak"] == peak
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in [*older[:-1], last]))
+    (run / "step=1160.pt").unlink()
     assert (last["peak"], last["drawdown"], last["collapsed"]) == (peak, None, True)
     dead = {key: 0 * tensor for key, tensor in weights.items()}
     torch.save({"epoch": 5, "state_dict": dead}, run / "step=1200.pt")

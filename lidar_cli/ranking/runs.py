@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from lidar_cli.core.metrics import Metric
 from lidar_cli.extraction.run import stem
@@ -26,7 +26,6 @@ from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.order import Group, Row
 from lidar_cli.ranking.paths import place_of
 
-T = TypeVar("T")
 Axis = Literal["epoch", "step", "number"]  # number: in a name, without a word that says of what
 AXES: tuple[Axis, ...] = ("epoch", "step", "number")
 # Where training scripts record the position, at the top level or in one of the dicts of IN.
@@ -187,13 +186,23 @@ def _in_each_run(rows: Sequence[Row]) -> Iterator[Row]:
         is_later = place[folder] > place[other]
         return held[folder] < held[other] or (held[folder] == held[other] and is_later)
 
+    placed: dict[str, dict[str, str]] = {}  # row -> folder -> its path there
     for row in rows:
-        paths = (row.path, *row.aliases)
-        by_folder = {_split(path)[0]: path for path in reversed(paths)}
-        for folder in sorted(by_folder, key=place.__getitem__):
-            if not any(is_copied(folder, other) for other in by_folder):
-                path = by_folder[folder]
-                yield replace(row, path=path, aliases=tuple(one for one in paths if one != path))
+        folders = {_split(path)[0]: path for path in reversed((row.path, *row.aliases))}
+        placed[row.path] = {
+            folder: folders[folder]
+            for folder in sorted(folders, key=place.__getitem__)
+            if not any(is_copied(folder, other) for other in folders)
+        }
+    for row in rows:
+        tied = tuple(
+            path for other in row.tied_with for path in placed.get(other, {"": other}).values()
+        )
+        for folder, path in placed[row.path].items():
+            others = placed[row.path].keys() - {folder}  # whose names and numbers are not its own
+            copies = (one for one in (row.path, *row.aliases) if _split(one)[0] not in others)
+            aliases = tuple(one for one in copies if one != path)
+            yield replace(row, path=path, aliases=aliases, tied_with=tied)
 
 
 def _members(
@@ -227,9 +236,8 @@ def _positions(rows: Sequence[Row], recorded: Mapping[str, Position]) -> list[Po
 
     What all of them record alike, although their names differ in it, is not their position.
     """
-    copies = [(row.path, *row.aliases) for row in rows]
-    stored = [_first(map(recorded.get, paths)) or Position() for paths in copies]
-    named = [[position_in_name(path) for path in paths] for paths in copies]
+    stored = [recorded.get(row.path, Position()) for row in rows]
+    named = [[position_in_name(path) for path in (row.path, *row.aliases)] for row in rows]
     columns: dict[Axis, list[int | None]] = {}
     for axis in AXES:
         by_file = [position.on(axis) for position in stored]
@@ -241,7 +249,7 @@ def _positions(rows: Sequence[Row], recorded: Mapping[str, Position]) -> list[Po
     return [Position(*one) for one in zip(*columns.values(), finals, strict=True)]
 
 
-def _first(values: Iterable[T | None]) -> T | None:
+def _first(values: Iterable[int | None]) -> int | None:
     return next((value for value in values if value is not None), None)
 
 
@@ -311,8 +319,7 @@ def _run(path: str, group: int, rows: Sequence[tuple[Row, Position]], by: Metric
     drop = None
     if best.value and last.value is not None and by.target is None:
         drop = (last.value - best.value) / abs(best.value)
-    tied = not {last.path, *last.aliases}.isdisjoint(best.tied_with)
-    return replace(run, drop=drop, tied=tied)
+    return replace(run, drop=drop, tied=last.path in best.tied_with)
 
 
 def _clashes(point: Point, axis: Axis | None) -> bool:

@@ -333,8 +333,9 @@ class Scorer:
     def score_first(
         self, task: Task, counts: Sequence[int], views: ViewCache | None = None
     ) -> list[Score]:
-        """For each count, the score of that many first samples, by the one metric that orders.
+        """For each count, the score of that many first samples.
 
+        It has the metric that orders, and the one that shows a constant embedding.
         Embeds samples up to the first count and leaves a partial file. Raises as `score_layer`.
         """
 
@@ -384,7 +385,7 @@ class Scorer:
             read_first(path, self._settings.layer, n),
             self._settings,
             scoring_device(self._device),
-            frozenset({self._settings.by}),
+            frozenset({self._settings.by, "normalized_std"}),
             self._progress,
             self._settings.confidence,
             groups=self._groups,

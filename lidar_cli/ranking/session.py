@@ -414,7 +414,9 @@ def with_runs(ranking: Ranking) -> Ranking:
 
     Raises NoProcess if no process can be started to read files in.
     """
-    recorded = recorded_positions(ranking.checkpoints)
+    rows = [row for group in ranking.groups for row in group.rows]
+    copies = [path for row in rows if row.path in ranking.checkpoints for path in row.aliases]
+    recorded = recorded_positions([*ranking.checkpoints, *copies])
     return replace(ranking, runs=find_runs(ranking.groups, ranking.by, recorded))
 
 

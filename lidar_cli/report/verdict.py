@@ -500,7 +500,9 @@ def _collapsed(group: Group, ranking: Ranking) -> Iterator[Advice]:
             f"{_of(len(rows), group, 'embedding')} {verb} constant or nearly so "
             f"(normalized_std near 0){names if len(group.rows) > 1 else ''}; other metrics measure "
             "what little is left.",
-            ranking_command(ranking, by="normalized_std") if len(group.rows) > 1 else "",
+            ranking_command(ranking, by="normalized_std")
+            if len(group.rows) > 1 and ranking.by.name != "normalized_std"
+            else "",
         )
 
 

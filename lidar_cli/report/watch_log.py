@@ -29,6 +29,7 @@ from lidar_cli.report.ranking import metrics_record, value_record
 from lidar_cli.report.text import format_percent, format_value, format_with_interval
 from lidar_cli.runtime.files import is_stream, open_stream, parse_json
 from lidar_cli.runtime.streams import write_results
+from lidar_cli.scoring.compute import COLLAPSED
 
 TAG = "lidar/"  # before the name of a metric in TensorBoard
 INDEX = "lidar.jsonl"  # in the folder of event files: the checkpoints that they hold
@@ -105,7 +106,11 @@ class WatchLog:
 
         That of a constant embedding is left out, so that it is no peak.
         """
-        if record.get("value") is not None and not record.get("collapsed"):
+        collapsed = record.get("collapsed")
+        if collapsed is None and record.get("by") != "normalized_std":  # of an earlier version
+            spread = record.get("metrics", {}).get("normalized_std")
+            collapsed = spread is not None and spread < COLLAPSED
+        if record.get("value") is not None and not collapsed:
             key = (run_of(record["path"]), record.get("settings"))
             self._values.setdefault(key, []).append((record.get("step"), record["value"]))
 
