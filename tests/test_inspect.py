@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from formats import FIXTURES, descriptions
 from make import checkpoint, environment, image_folder, lidar_here
 from raising import raises
@@ -168,6 +169,9 @@ def test_files_that_fail_are_named_and_the_rest_is_reported(
     assert ended.returncode == 3
     assert ended.stderr.startswith(f"error: {bad}: ")
     assert ended.stdout.startswith(f"{good}\n  format        swav: ")
+    torch.save({"encoder.0.weight": torch.zeros(4, 3)}, bad)  # the advice names another's option
+    ended = lidar_here("inspect", bad, monkeypatch=monkeypatch, capfd=capfd)
+    assert ended.stderr.endswith("with --model, which extract and rank take\n")
     for arguments in ([], [good, "--formats"]):
         ended = lidar_here("inspect", *arguments, monkeypatch=monkeypatch, capfd=capfd)
         assert ended.returncode == 2

@@ -32,11 +32,12 @@ from rank_runs import (
 from safetensors.torch import load_file, save_file
 
 from lidar_cli.errors import FeatureFileError
-from lidar_cli.extraction.measure import Measured
+from lidar_cli.extraction.measure import Measured, measure_checkpoint
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.ranking import digests, dry_run
 from lidar_cli.ranking.cache import MARKER
 from lidar_cli.ranking.session import rank_directory
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ExtractSettings, RankSettings, ScoreSettings
 
@@ -482,6 +483,12 @@ def test_a_dry_run_counts_untrained_networks_and_rows_of_a_smaller_n(
     unshared = json.loads(rank(runs, *words, "--view-memory", 0).stdout)
     assert unshared["seconds"] == (N - 16) + 3 * N
     assert planned["disk_bytes"] == 4 * 4 * 8 * (N * Q + N)
+
+
+def test_the_time_of_views_is_a_part_of_what_is_measured(tmp_path: Path) -> None:
+    chosen = ExtractSettings(**settings(image_folder(tmp_path / "images", N), batch_size=N // 2))
+    _, measured = measure_checkpoint(checkpoint(tmp_path / "a.pt"), chosen, Progress())
+    assert 0 < measured.drawing < measured.seconds
 
 
 def test_a_dry_run_counts_linear_probes(

@@ -112,6 +112,11 @@ def q_text(common: Mapping[str, Any]) -> str:
     return f"{common['q']} to {counts['most']}" if counts else f"{common['q']}"
 
 
+def is_constant(score: Score, by: Metric | GroupMetric) -> bool:
+    """Whether the embedding is constant or nearly so, and `by` not the metric that measures it."""
+    return score.is_collapsed and by.name != "normalized_std"
+
+
 def mean_views(common: Mapping[str, Any]) -> float:
     """q of comparable scores, or the mean number of views."""
     counts = common.get("numbers of views")

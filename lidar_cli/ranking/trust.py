@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lidar_cli.core.metrics import Metric
 from lidar_cli.ranking.correlation import MIN_CHECKPOINTS, spearman
 from lidar_cli.ranking.group_metrics import ORDERS, SECOND_OPINION, agreement, form, parts_of
-from lidar_cli.ranking.order import Group, mean_views
+from lidar_cli.ranking.order import Group, is_constant, mean_views
 from lidar_cli.scoring.compute import MUCH_NOISE, MUCH_RIDGE, Score
 from lidar_cli.scoring.convergence import LITTLE_NOISE, MOST_VIEWS, round_up, views_for
 
@@ -215,7 +215,7 @@ def facts_of_group(group: Group, by: Metric, baselines: Iterable[Baseline] = ())
         second=_second_opinion(by, [row.score for row in rows]),
         untrained=tuple(-by.sort_key(mean) for mean in means if mean is not None),
         reads_views=by.reads == "lda",
-        is_collapsed=rows[0].score.is_collapsed and by.name != "normalized_std",
+        is_collapsed=is_constant(rows[0].score, by),
     )
 
 

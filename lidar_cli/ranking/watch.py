@@ -22,7 +22,7 @@ from lidar_cli.ranking.discover import (
     classify_file,
 )
 from lidar_cli.ranking.group_metrics import find_order
-from lidar_cli.ranking.order import Row, comparable, unranked_row
+from lidar_cli.ranking.order import Row, comparable, is_constant, unranked_row
 from lidar_cli.ranking.paths import Paths, files_of, select
 from lidar_cli.ranking.runs import Axis, position_in_name
 from lidar_cli.ranking.scorer import Scorer
@@ -49,8 +49,8 @@ class ScoredCheckpoint:
 
     @property
     def is_collapsed(self) -> bool:
-        """Whether the embedding is constant or nearly so, and not ordered by how constant it is."""
-        return self.row.score.is_collapsed and self.by.name != "normalized_std"
+        """As `is_constant`."""
+        return is_constant(self.row.score, self.by)
 
     @property
     def settings(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from lidar_cli.ranking.order import Row
+from lidar_cli.ranking.order import Row, is_constant
 from lidar_cli.ranking.race import Race
 from lidar_cli.ranking.session import toy_data_note
 from lidar_cli.report.ranking import print_left_out, value_record
@@ -113,9 +113,9 @@ def result_text(race: Race) -> str:
         f"at {race.level:.3g} confidence over all looks, each at its own n ({looks} of {race.n})"
     )
     names = [race.name(row.path) for row in race.winners]
-    collapsed = [race.name(row.path) for row in race.winners if row.score.is_collapsed]
+    collapsed = [race.name(row.path) for row in race.winners if is_constant(row.score, race.by)]
     caution = ""
-    if collapsed and race.by.name != "normalized_std":
+    if collapsed:
         caution = (
             f" But the embedding of {joined_by_and(collapsed)} is constant or nearly so "
             "(normalized_std near 0): order by that, or leave it out."
